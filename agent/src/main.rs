@@ -1,0 +1,2 @@
+//! proxyd.
+fn main() {}
