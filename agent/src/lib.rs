@@ -1,1 +1,18 @@
-//! proxyd.
+//! proxyd: a Kubernetes service proxy. Services and EndpointSlices in, rules of the kernel out.
+//!
+//! Data flows one way: `source` → [`event`] → [`model`] → [`plan`] → [`diff`] → [`dataplane`], with
+//! [`engine`] as the one owner of state. I/O is at the edges only. ARCHITECTURE.md has the map.
+
+pub mod cli;
+mod complaints;
+pub mod config;
+pub mod dataplane;
+pub mod diff;
+pub mod dry_run;
+pub mod engine;
+pub mod event;
+pub mod host;
+pub mod model;
+pub mod plan;
+pub mod run;
+pub mod source;

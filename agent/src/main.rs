@@ -1,2 +1,66 @@
-//! proxyd.
-fn main() {}
+//! The program `proxyd`: flags in, exit status out. 0 is success, 1 a failure, 2 wrong usage.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use proxyd::cli::Cli;
+use proxyd::config::{Config, Mode};
+use proxyd::run::{self, RunError};
+use tracing_subscriber::filter::LevelFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.v);
+    let config = match Config::from_cli(cli) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("error: {error}\n\nFor more information, try 'proxyd --help'.");
+            return ExitCode::from(2);
+        }
+    };
+    let result = match config.mode {
+        Mode::Agent => run::agent(&config).map(|()| ExitCode::SUCCESS),
+        Mode::Cleanup => run::cleanup(&config).map(|()| ExitCode::SUCCESS),
+        Mode::DryRun => dry_run(&config),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Prints the rules, and to standard error what is not served. A failure if any input was refused.
+fn dry_run(config: &Config) -> Result<ExitCode, RunError> {
+    let (dry_run, errors) = run::plan_once(config)?;
+    errors.iter().for_each(|error| eprintln!("error: {error}"));
+    for note in &dry_run.notes {
+        let level = if note.is_invalid() { "error" } else { "note" };
+        eprintln!("{level}: {note}");
+    }
+    std::io::stdout()
+        .write_all(dry_run.text.as_bytes())
+        .map_err(RunError::Output)?;
+    let refused = !errors.is_empty() || dry_run.notes.iter().any(proxyd::dry_run::Note::is_invalid);
+    Ok(if refused {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Logs to standard error, as much as kube-proxy's levels of `-v` would.
+fn start_logging(verbosity: u8) {
+    let level = match verbosity {
+        0 => LevelFilter::WARN,
+        1..=3 => LevelFilter::INFO,
+        4..=5 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    let ours = tracing_subscriber::EnvFilter::builder().parse_lossy(format!("warn,proxyd={level}"));
+    tracing_subscriber::fmt()
+        .with_env_filter(ours)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .init();
+}

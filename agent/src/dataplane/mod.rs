@@ -1,0 +1,74 @@
+//! The data plane: what carries a delta into the kernel. One trait of three verbs, one implementation for
+//! each kind of kernel program, and a recording fake for tests.
+
+pub mod nft;
+
+use crate::diff::{Delta, Held};
+use crate::model::Family;
+use crate::plan::Tables;
+
+/// A kernel program that balances Services and holds its state in maps. Each family is on its own.
+pub trait Dataplane {
+    /// Reads back what the kernel holds, loading the program first if it is not there. Where a program of
+    /// another version is there, replaces it in one transaction by ours with `desired` in it, so that nothing
+    /// is unserved meanwhile.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or that it cannot be asked. The kernel then holds what it held before.
+    fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError>;
+
+    /// Commits a delta as a whole.
+    ///
+    /// # Errors
+    /// The kernel's refusal. What it holds is then unknown: [`Dataplane::resync`] tells.
+    fn apply(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError>;
+
+    /// Removes everything that is ours from the kernel, and nothing else. What is not there is no error.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError>;
+}
+
+/// Why the kernel does not hold what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The `nft` program is missing.
+    #[error(
+        "the program nft was not found in PATH; install nftables 1.0.1 or later \
+         (Debian, Ubuntu: apt-get install nftables; Fedora: dnf install nftables)"
+    )]
+    NftMissing,
+    /// The `nft` program could not be run.
+    #[error("running nft: {0}")]
+    NftNotRun(#[source] std::io::Error),
+    /// The `nft` program refused what it was given.
+    #[error("nft refused the rules{}: {message}", hint.map(|h| format!(" ({h})")).unwrap_or_default())]
+    NftRefused {
+        /// What it said.
+        message: String,
+        /// What may be the cause.
+        hint: Option<&'static str>,
+    },
+    /// No permission.
+    #[error(
+        "the kernel does not permit changing nftables; run proxyd as root, or with CAP_NET_ADMIN \
+         (in Kubernetes: securityContext.privileged or capabilities.add: [NET_ADMIN])"
+    )]
+    NotPermitted,
+    /// The kernel refused a netlink request.
+    #[error("the kernel refused {what}: {source}")]
+    Refused {
+        /// What it was asked.
+        what: String,
+        /// Its answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel could not be talked to.
+    #[error("netlink: {0}")]
+    Netlink(#[source] std::io::Error),
+    /// The kernel's answer was not understood.
+    #[error("the kernel's answer was not understood: {0}")]
+    Answer(String),
+}

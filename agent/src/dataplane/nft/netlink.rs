@@ -1,0 +1,333 @@
+//! Talks nf_tables netlink with the kernel. I/O: one socket, blocking; answers take microseconds.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_netfilter::nftables::{
+    ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage,
+};
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+use super::super::DataplaneError;
+use super::elements::{Chain, Elements, Set};
+use super::encode;
+use super::skeleton::TABLE;
+use crate::diff::Held;
+use crate::model::Family;
+
+/// The subsystem that a batch is for: `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM_NFTABLES: u16 = 10;
+
+/// How often a dump is begun anew because somebody changed the rules meanwhile.
+const DUMP_TRIES: usize = 10;
+
+/// How long the kernel may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A netlink socket in the network namespace that it was opened in.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Connection {
+    /// Opens a socket.
+    ///
+    /// # Errors
+    /// That the kernel has no nfnetlink, or no socket could be had.
+    pub(super) fn open() -> Result<Self, DataplaneError> {
+        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(DataplaneError::Netlink)?;
+        socket.bind_auto().map_err(DataplaneError::Netlink)?;
+        let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)
+            .map_err(|errno| DataplaneError::Netlink(errno.into()))?;
+        Ok(Self {
+            socket,
+            sequence: 0,
+        })
+    }
+
+    /// The comment of our table; `None` if the table is not there.
+    pub(super) fn table_comment(
+        &mut self,
+        family: Family,
+    ) -> Result<Option<String>, DataplaneError> {
+        let request = NfTablesMessage::GetTable(our_table());
+        match self.request(family, request, 0) {
+            Ok(answers) => {
+                let comment = answers.into_iter().find_map(|answer| match answer {
+                    NfTablesMessage::NewTable(table) => comment_of(&table),
+                    _ => None,
+                });
+                Ok(Some(comment.unwrap_or_default()))
+            }
+            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(None),
+            Err(error) => Err(refused("to show our table", error)),
+        }
+    }
+
+    /// Everything that our table holds, with the chains that balance. `None` if some of it is not of our making.
+    pub(super) fn read_back(
+        &mut self,
+        family: Family,
+    ) -> Result<Option<(Held, BTreeSet<Chain>)>, DataplaneError> {
+        let mut held = Held::default();
+        for set in Set::ALL {
+            let answers = self
+                .request(family, encode::dump(set), NLM_F_DUMP)
+                .map_err(|error| {
+                    refused(&format!("to list the elements of {}", set.name()), error)
+                })?;
+            for answer in &answers {
+                if let NfTablesMessage::NewSetElement(elements) = answer
+                    && encode::note_elements(&mut held, set, family, elements).is_none()
+                {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some((held, self.chains(family)?)))
+    }
+
+    /// The chains of our table that balance.
+    fn chains(&mut self, family: Family) -> Result<BTreeSet<Chain>, DataplaneError> {
+        let request = NfTablesMessage::GetChain(ChainMessage {
+            attributes: Vec::new(),
+        });
+        let answers = self
+            .request(family, request, NLM_F_DUMP)
+            .map_err(|error| refused("to list the chains", error))?;
+        let ours = ChainAttribute::Table(TABLE.to_owned());
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                NfTablesMessage::NewChain(chain) if chain.attributes.contains(&ours) => Some(chain),
+                _ => None,
+            })
+            .flat_map(|chain| &chain.attributes)
+            .filter_map(|attribute| match attribute {
+                ChainAttribute::Name(name) => {
+                    Chain::parse(name).filter(|chain| *chain != Chain::Reject)
+                }
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// Commits new chains, removals and additions of elements as one transaction. The chains come as messages
+    /// with their flags.
+    pub(super) fn commit(
+        &mut self,
+        family: Family,
+        chains: Vec<(NfTablesMessage, u16)>,
+        elements: &Elements,
+    ) -> Result<(), DataplaneError> {
+        let mut messages = chains;
+        messages.extend(encode::removals(&elements.removed).map(|message| (message, 0)));
+        messages.extend(encode::additions(&elements.added).map(|message| (message, NLM_F_CREATE)));
+        self.batch(family, messages)
+            .map_err(|error| refused("a change of elements", error))
+    }
+
+    /// Deletes our table, if it is there.
+    pub(super) fn delete_table(&mut self, family: Family) -> Result<(), DataplaneError> {
+        match self.batch(family, vec![(NfTablesMessage::DeleteTable(our_table()), 0)]) {
+            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+            result => result.map_err(|error| refused("to delete our table", error)),
+        }
+    }
+
+    /// Sends one request and collects its answers. A dump that a change ran into is begun anew.
+    fn request(
+        &mut self,
+        family: Family,
+        request: NfTablesMessage,
+        flags: u16,
+    ) -> io::Result<Vec<NfTablesMessage>> {
+        for _ in 0..DUMP_TRIES {
+            let sequence = self.next_sequence();
+            let mut buffer = Vec::new();
+            let flags = if flags == 0 { NLM_F_ACK } else { flags };
+            emit(
+                &mut buffer,
+                netfilter(family, request.clone()),
+                flags,
+                sequence,
+            );
+            self.socket.send(&buffer, 0)?;
+            let (answers, interrupted) = self.answers(sequence, sequence)?;
+            if !interrupted {
+                return Ok(answers);
+            }
+        }
+        Err(io::Error::other(
+            "the rules are changed by others faster than they can be read",
+        ))
+    }
+
+    /// Sends messages as one transaction.
+    fn batch(&mut self, family: Family, messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let control = |message| {
+            NetfilterMessage::new(
+                NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM_NFTABLES),
+                message,
+            )
+        };
+        let mut buffer = Vec::new();
+        let first = self.next_sequence();
+        emit(&mut buffer, control(ControlMessage::BatchBegin), 0, first);
+        let last = messages.len() - 1;
+        let mut last_sequence = first;
+        for (i, (message, flags)) in messages.into_iter().enumerate() {
+            last_sequence = self.next_sequence();
+            // The kernel answers a message that asks for it, and any that fails, after the whole batch.
+            let ack = if i == last { NLM_F_ACK } else { 0 };
+            emit(
+                &mut buffer,
+                netfilter(family, message),
+                flags | ack,
+                last_sequence,
+            );
+        }
+        emit(
+            &mut buffer,
+            control(ControlMessage::BatchEnd),
+            0,
+            self.next_sequence(),
+        );
+        self.make_room(buffer.len());
+        self.socket.send(&buffer, 0)?;
+        self.answers(first, last_sequence).map(drop)
+    }
+
+    /// Grows the socket's send buffer so that a batch fits. Beyond `net.core.wmem_max` this needs
+    /// CAP_NET_ADMIN in the first user namespace; the send fails with EMSGSIZE if it is not to be had.
+    fn make_room(&self, batch: usize) {
+        let wanted = batch + 4096;
+        if setsockopt(&self.socket, sockopt::SndBufForce, &wanted).is_err() {
+            // The result shows when sending.
+            let _ = setsockopt(&self.socket, sockopt::SndBuf, &wanted);
+        }
+    }
+
+    /// Reads the answers to the requests with sequence numbers from `first` to `last`, up to the one that ends
+    /// the last; tells whether a dump was interrupted by a change. Late answers to earlier requests are skipped.
+    fn answers(&self, first: u32, last: u32) -> io::Result<(Vec<NfTablesMessage>, bool)> {
+        let mut answers = Vec::new();
+        let mut interrupted = false;
+        let mut failure = None;
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                let length = (message.header.length as usize).next_multiple_of(4);
+                rest = rest.get(length..).unwrap_or_default();
+                let sequence = message.header.sequence_number;
+                if !(first..=last).contains(&sequence) {
+                    continue;
+                }
+                interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
+                let ended = match message.payload {
+                    NetlinkPayload::InnerMessage(NetfilterMessage {
+                        inner: NetfilterMessageInner::NfTables(answer),
+                        ..
+                    }) => {
+                        answers.push(answer);
+                        false
+                    }
+                    NetlinkPayload::Done(_) => true,
+                    NetlinkPayload::Error(error) => {
+                        let failed = error.code.is_some();
+                        if failed {
+                            failure.get_or_insert(error.to_io());
+                        }
+                        // A batch that fails as a whole is answered with the number of its beginning.
+                        sequence == last || (failed && sequence == first)
+                    }
+                    _ => false,
+                };
+                if ended {
+                    return failure.map_or(Ok((answers, interrupted)), Err);
+                }
+            }
+        }
+    }
+
+    fn next_sequence(&mut self) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        self.sequence
+    }
+}
+
+fn our_table() -> TableMessage {
+    TableMessage {
+        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
+    }
+}
+
+fn netfilter(family: Family, message: NfTablesMessage) -> NetfilterMessage {
+    let family = match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+}
+
+fn emit(buffer: &mut Vec<u8>, message: NetfilterMessage, flags: u16, sequence: u32) {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.header.sequence_number = sequence;
+    message.finalize();
+    let start = buffer.len();
+    buffer.resize((start + message.buffer_len()).next_multiple_of(4), 0);
+    message.serialize(&mut buffer[start..]);
+}
+
+/// The comment in a table's user data: a list of (type, length, bytes), where type 0 is the comment
+/// (libnftnl `include/libnftnl/udata.h`).
+fn comment_of(table: &TableMessage) -> Option<String> {
+    let mut data = table
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            TableAttribute::UserData(data) => Some(data.as_slice()),
+            _ => None,
+        })?;
+    while let [kind, length, rest @ ..] = data {
+        let (value, next) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == 0 {
+            let text = value.strip_suffix(&[0]).unwrap_or(value);
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+        data = next;
+    }
+    None
+}
+
+fn refused(what: &str, error: io::Error) -> DataplaneError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EACCES) => DataplaneError::NotPermitted,
+        _ => DataplaneError::Refused {
+            what: what.to_owned(),
+            source: error,
+        },
+    }
+}

@@ -1,0 +1,202 @@
+//! The one owner of state: takes events, and brings the kernel to what they come to.
+//!
+//! It does no I/O of its own and reads no clock: `run.rs` feeds it and tells it when to sync. What the kernel
+//! holds is known from the last commit, or unknown (at the start, after any failure); then it is read back and
+//! everything is planned and compared anew. So nothing that failed can be lost.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use tracing::warn;
+
+use crate::complaints::Complaints;
+use crate::dataplane::{Dataplane, DataplaneError};
+use crate::diff::{Held, diff};
+use crate::event::Event;
+use crate::model::{Family, Frontend, ObjectName, PerFamily, Scope, Snapshot, Touched};
+use crate::plan::{self, PlanConfig};
+
+/// The agent's state.
+#[derive(Debug)]
+pub struct Engine {
+    config: PlanConfig,
+    snapshot: Snapshot,
+    /// What the kernel holds; `None` if that is unknown.
+    held: PerFamily<Option<Held>>,
+    services: Complaints,
+    slices: Complaints,
+    contested: BTreeMap<Frontend, Vec<ObjectName>>,
+    awaited: Awaited,
+}
+
+/// What has not been heard of yet. Until all of it is known nothing is written: a half-read list must never
+/// delete a rule that an earlier agent left.
+#[derive(Debug)]
+struct Awaited {
+    services: bool,
+    slices: bool,
+    node: bool,
+    host_addresses: bool,
+}
+
+/// What a sync of one family did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Synced {
+    /// Whether the kernel was read back and everything compared.
+    pub full: bool,
+    /// How many keys changed.
+    pub changes: usize,
+}
+
+impl fmt::Display for Synced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let full = if self.full {
+            " after reading everything back"
+        } else {
+            ""
+        };
+        write!(f, "{} changes{full}", self.changes)
+    }
+}
+
+impl Engine {
+    /// An engine that knows nothing yet.
+    pub fn new(config: PlanConfig) -> Self {
+        Self {
+            config,
+            snapshot: Snapshot::default(),
+            held: PerFamily::default(),
+            services: Complaints::about("Service"),
+            slices: Complaints::about("EndpointSlice"),
+            contested: BTreeMap::new(),
+            awaited: Awaited {
+                services: true,
+                slices: true,
+                node: true,
+                host_addresses: true,
+            },
+        }
+    }
+
+    /// Takes note of an event. The kernel follows with the next [`Engine::sync`].
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::ServicesListed(list) => {
+                self.snapshot.set_services(self.services.sift_list(list));
+                self.awaited.services = false;
+            }
+            Event::ServiceApplied(parsed) => match self.services.sift(parsed) {
+                Ok(service) => self.snapshot.put_service(service),
+                Err(name) => self.snapshot.remove_service(&name),
+            },
+            Event::ServiceDeleted(name) => {
+                self.snapshot.remove_service(&name);
+                self.services.forget(&name);
+            }
+            Event::SlicesListed(list) => {
+                self.snapshot.set_slices(self.slices.sift_list(list));
+                self.awaited.slices = false;
+            }
+            Event::SliceApplied(parsed) => match self.slices.sift(parsed) {
+                Ok(slice) => self.snapshot.put_slice(slice),
+                Err(name) => self.snapshot.remove_slice(&name),
+            },
+            Event::SliceDeleted(name) => {
+                self.snapshot.remove_slice(&name);
+                self.slices.forget(&name);
+            }
+            Event::NodeChanged(node) => {
+                self.snapshot.set_node(node);
+                self.awaited.node = false;
+            }
+            Event::HostAddressesChanged(addresses) => {
+                self.snapshot.set_host_addresses(addresses);
+                self.awaited.host_addresses = false;
+            }
+        }
+    }
+
+    /// Whether everything was heard of once, and syncs write.
+    pub fn is_ready(&self) -> bool {
+        let Awaited {
+            services,
+            slices,
+            node,
+            host_addresses,
+        } = self.awaited;
+        !(services || slices || node || host_addresses)
+    }
+
+    /// What is known of the cluster.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// How many objects have a field that is not served.
+    pub fn complaint_count(&self) -> usize {
+        self.services.count() + self.slices.count()
+    }
+
+    /// Brings one family in the kernel to what is desired; nothing is done before [`Engine::is_ready`].
+    ///
+    /// # Errors
+    /// Why the kernel does not hold what it should. The next sync reads it back and tries again; until then
+    /// the kernel holds what it held before.
+    pub fn sync(
+        &mut self,
+        family: Family,
+        dataplane: &mut dyn Dataplane,
+    ) -> Result<Synced, DataplaneError> {
+        if !self.is_ready() {
+            return Ok(Synced {
+                full: false,
+                changes: 0,
+            });
+        }
+        let touched = self.snapshot.take_touched(family);
+        self.report_contested(&touched);
+        let held = self.held.get_mut(family).take();
+        let full = held.is_none();
+        let scope = if full {
+            Scope::All
+        } else {
+            Scope::Touched(touched)
+        };
+        let desired = plan::tables(&self.snapshot, &self.config, family, &scope);
+        let mut held = match held {
+            Some(held) => held,
+            None => dataplane.resync(family, &desired)?,
+        };
+        let delta = diff(&held, &desired, &scope);
+        if !delta.is_empty() {
+            dataplane.apply(family, &delta)?;
+            held.apply(&delta);
+        }
+        *self.held.get_mut(family) = Some(held);
+        Ok(Synced {
+            full,
+            changes: delta.len(),
+        })
+    }
+
+    /// Logs, once, which Services do not get a front end because an older one has it.
+    fn report_contested(&mut self, touched: &Touched) {
+        for frontend in &touched.frontends {
+            let claimants: Vec<_> = self.snapshot.claimants(*frontend).cloned().collect();
+            if claimants.len() < 2 {
+                self.contested.remove(frontend);
+            } else if self.contested.get(frontend) != Some(&claimants) {
+                let losers: Vec<_> = claimants[1..].iter().map(ToString::to_string).collect();
+                warn!(
+                    "{frontend} is claimed by several Services; {}, the oldest, has it; not served there: {}",
+                    claimants[0],
+                    losers.join(", ")
+                );
+                self.contested.insert(*frontend, claimants);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,27 @@
+//! Everything that can happen to the agent: one closed enum between the sources and the engine.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use crate::model::{Node, ObjectName, Parsed, Service, Slice};
+
+/// A change in what the agent knows. Sources send them; only the engine takes them.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A complete list of Services; takes the place of all that were known.
+    ServicesListed(Vec<Parsed<Service>>),
+    /// One Service is new or changed.
+    ServiceApplied(Parsed<Service>),
+    /// One Service is gone.
+    ServiceDeleted(ObjectName),
+    /// A complete list of EndpointSlices; takes the place of all that were known.
+    SlicesListed(Vec<Parsed<Slice>>),
+    /// One EndpointSlice is new or changed.
+    SliceApplied(Parsed<Slice>),
+    /// One EndpointSlice is gone.
+    SliceDeleted(ObjectName),
+    /// The own Node object as it is now, or that there is none.
+    NodeChanged(Option<Node>),
+    /// The addresses that the machine's interfaces have now, loopback and link-local ones left out.
+    HostAddressesChanged(BTreeSet<IpAddr>),
+}

@@ -1,0 +1,3 @@
+//! What proxyd asks of the machine it runs on. I/O: rtnetlink.
+
+pub mod addresses;

@@ -1,0 +1,21 @@
+//! What proxyd knows of the cluster: its own slim types, and the snapshot that joins them.
+//!
+//! The data comes from `source/` through [`crate::event::Event`]; `plan/` reads the snapshot. Nothing
+//! here does I/O or reads a clock. Only [`translate`] sees Kubernetes API types.
+
+mod address;
+mod endpoint;
+mod name;
+mod node;
+mod parsed;
+mod service;
+mod snapshot;
+pub mod translate;
+
+pub use address::{Family, PerFamily, Port, Protocol};
+pub use endpoint::{Endpoint, Place, Slice, SlicePort};
+pub use name::ObjectName;
+pub use node::Node;
+pub use parsed::{Complaint, Fault, Parsed};
+pub use service::{Frontend, Service, ServicePort, ServiceType};
+pub use snapshot::{Scope, Snapshot, Touched};

@@ -1,0 +1,74 @@
+//! What translation makes of an API object: the part that can be served, and what is wrong with the rest.
+
+use std::fmt;
+
+use super::ObjectName;
+
+/// An API object after translation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parsed<T> {
+    /// Its namespace and name.
+    pub name: ObjectName,
+    /// What is to be served of it; nothing if the data plane has no part in it (headless, ExternalName,
+    /// FQDN endpoints, …) or if nothing of it can be served.
+    pub object: Option<T>,
+    /// What could not be served, and why.
+    pub complaints: Vec<Complaint>,
+}
+
+impl<T> Parsed<T> {
+    /// An object that the data plane has no part in.
+    pub(crate) fn ignored(name: ObjectName) -> Self {
+        Self {
+            name,
+            object: None,
+            complaints: Vec::new(),
+        }
+    }
+}
+
+/// One field of an object that costs itself, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Complaint {
+    /// Whose fault it is.
+    pub fault: Fault,
+    /// The field, as a path such as `spec.ports[0].port`.
+    pub field: String,
+    /// What is wrong and what follows.
+    pub reason: String,
+}
+
+/// Whose fault it is that a field is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The object's: no API server would have accepted it.
+    Invalid,
+    /// proxyd's: this version does not act on the field yet.
+    NotYet,
+}
+
+impl Complaint {
+    /// A field that is wrong.
+    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            fault: Fault::Invalid,
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A field that this version of proxyd does not act on.
+    pub(crate) fn not_yet(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            fault: Fault::NotYet,
+            field: field.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.field, self.reason)
+    }
+}

@@ -1,0 +1,89 @@
+//! Endpoints → [`Slice`]s: the older API, which stands in where a Service has no EndpointSlice.
+//!
+//! A cluster's controller mirrors such objects to slices; only files written by hand or taken from an
+//! old cluster need this.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as api;
+
+use super::{keep_good, name_of, port, protocol, slice::place};
+use crate::model::{Complaint, Endpoint, ObjectName, Parsed, Slice, SlicePort};
+
+/// Translates an Endpoints object to one slice for each of its subsets, as the node `node_name` sees it.
+pub fn endpoints(object: &api::Endpoints, node_name: &str) -> Vec<Parsed<Slice>> {
+    let service = name_of(&object.metadata);
+    let subsets = object.subsets.as_deref().unwrap_or_default();
+    subsets
+        .iter()
+        .enumerate()
+        .map(|(i, subset)| {
+            let name = format!("{}-subset-{i}", service.name());
+            let name = ObjectName::new(service.namespace(), &name);
+            let mut complaints = Vec::new();
+            let slice = Slice {
+                name: name.clone(),
+                service: service.clone(),
+                ports: keep_good(ports(i, subset), &mut complaints).into(),
+                endpoints: keep_good(addresses(i, subset, node_name), &mut complaints).into(),
+            };
+            Parsed {
+                name,
+                object: Some(slice),
+                complaints,
+            }
+        })
+        .collect()
+}
+
+fn ports(
+    subset_index: usize,
+    subset: &api::EndpointSubset,
+) -> impl Iterator<Item = Result<SlicePort, Complaint>> {
+    let ports = subset.ports.as_deref().unwrap_or_default();
+    ports.iter().enumerate().map(move |(i, object)| {
+        let field = format!("subsets[{subset_index}].ports[{i}]");
+        Ok(SlicePort {
+            name: object.name.as_deref().unwrap_or_default().into(),
+            protocol: protocol(object.protocol.as_deref(), &field)?,
+            port: port(object.port, format!("{field}.port"))?,
+        })
+    })
+}
+
+fn addresses(
+    subset_index: usize,
+    subset: &api::EndpointSubset,
+    node_name: &str,
+) -> impl Iterator<Item = Result<Endpoint, Complaint>> {
+    let list = |addresses: &'_ Option<Vec<api::EndpointAddress>>, list: &'static str, ready| {
+        let addresses = addresses.as_deref().unwrap_or_default().to_vec();
+        addresses
+            .into_iter()
+            .enumerate()
+            .map(move |(i, a)| (list, i, a, ready))
+    };
+    list(&subset.addresses, "addresses", true)
+        .chain(list(
+            &subset.not_ready_addresses,
+            "notReadyAddresses",
+            false,
+        ))
+        .map(move |(list, i, object, ready)| {
+            let address: IpAddr = object.ip.parse().map_err(|_| {
+                let field = format!("subsets[{subset_index}].{list}[{i}].ip");
+                let reason = format!(
+                    "{:?} is not an IP address; the endpoint is skipped",
+                    object.ip
+                );
+                Complaint::invalid(field, reason)
+            })?;
+            Ok(Endpoint {
+                address,
+                place: place(object.node_name.as_deref(), node_name),
+                ready,
+                serving: ready,
+                terminating: false,
+            })
+        })
+}

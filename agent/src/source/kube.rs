@@ -1,0 +1,332 @@
+//! Events from a Kubernetes API server: lists and watches of Services, EndpointSlices and the own Node.
+//!
+//! Uses streaming lists (Kubernetes 1.34; KEP-3157) and the field selector that leaves headless Services out
+//! (Kubernetes 1.32), and does without either where the server refuses it.
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::ListParams;
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Error as WatchError, InitialListStrategy, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use tracing::{info, warn};
+
+use super::Objects;
+use crate::event::Event;
+use crate::model::translate::{self, HEADLESS_LABEL, PROXY_NAME_LABEL};
+use crate::model::{ObjectName, Parsed};
+
+/// The field selector that leaves headless Services out.
+const NOT_HEADLESS: &str = "spec.clusterIP!=None";
+
+/// Why the API server cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    /// Nothing says where it is.
+    #[error(
+        "no cluster to watch: give --kubeconfig FILE, --master URL or --manifests PATH, or run in a pod with \
+         a service account ({0})"
+    )]
+    NoCluster(#[source] InClusterError),
+    /// The kubeconfig cannot be used.
+    #[error("--kubeconfig {path}: {source}")]
+    Kubeconfig {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        #[source]
+        source: KubeconfigError,
+    },
+    /// The URL is none.
+    #[error("--master {url}: not a URL ({source}); write it as https://host:6443")]
+    Master {
+        /// The flag's value.
+        url: String,
+        /// What is wrong with it.
+        #[source]
+        source: http::uri::InvalidUri,
+    },
+    /// No client could be made of the settings.
+    #[error("connecting to the API server: {0}")]
+    Client(#[source] kube::Error),
+    /// A list failed.
+    #[error("listing {what}: {}", explain(what, source))]
+    List {
+        /// What was listed.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: kube::Error,
+    },
+}
+
+/// Makes a client from flags, or from the service account of the pod.
+///
+/// # Errors
+/// That nothing says where the API server is, or that what says so cannot be used.
+pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<Client, KubeError> {
+    let mut config = match (kubeconfig, master) {
+        (Some(path), _) => {
+            let error = |source| KubeError::Kubeconfig {
+                path: path.display().to_string(),
+                source,
+            };
+            let file = Kubeconfig::read_from(path).map_err(error)?;
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(error)?
+        }
+        (None, Some(url)) => kube::Config::new(parse_url(url)?),
+        (None, None) => kube::Config::incluster().map_err(KubeError::NoCluster)?,
+    };
+    if let Some(url) = master {
+        config.cluster_url = parse_url(url)?;
+    }
+    Client::try_from(config).map_err(KubeError::Client)
+}
+
+fn parse_url(url: &str) -> Result<http::Uri, KubeError> {
+    url.parse().map_err(|source| KubeError::Master {
+        url: url.to_owned(),
+        source,
+    })
+}
+
+/// Reads everything once, headless Services and their slices too.
+///
+/// # Errors
+/// The list that failed.
+pub async fn list_once(client: &Client, node_name: &str) -> Result<Objects, KubeError> {
+    let of_node = ListParams::default().fields(&format!("metadata.name={node_name}"));
+    let everything = ListParams::default();
+    let (services, slices, nodes) = futures::try_join!(
+        list(client, "services", &everything),
+        list(client, "endpointslices", &everything),
+        list(client, "nodes", &of_node),
+    )?;
+    Ok(Objects {
+        services,
+        slices,
+        nodes,
+        endpoints: Vec::new(),
+    })
+}
+
+async fn list<K>(
+    client: &Client,
+    what: &'static str,
+    params: &ListParams,
+) -> Result<Vec<K>, KubeError>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+{
+    let list = Api::<K>::all(client.clone()).list(params).await;
+    Ok(list
+        .map_err(|source| KubeError::List { what, source })?
+        .items)
+}
+
+/// Watches Services, EndpointSlices and the own Node for as long as events are taken.
+pub async fn watch(client: Client, node_name: String, send: impl Fn(Event) -> bool + Clone) {
+    let not_others = format!("!{PROXY_NAME_LABEL}");
+    let services = watcher::Config::default()
+        .labels(&not_others)
+        .fields(NOT_HEADLESS);
+    let not_headless = format!("!{HEADLESS_LABEL}");
+    let slices = watcher::Config::default().labels(&not_headless);
+    let own_node = watcher::Config::default().fields(&format!("metadata.name={node_name}"));
+    let to_slice = |slice: &EndpointSlice| translate::slice(slice, &node_name);
+    futures::join!(
+        follow(
+            &client,
+            services,
+            send.clone(),
+            Kind {
+                what: "services",
+                translate: |service: &Service| translate::service(service),
+                listed: Event::ServicesListed,
+                applied: Event::ServiceApplied,
+                deleted: Event::ServiceDeleted,
+            }
+        ),
+        follow(
+            &client,
+            slices,
+            send.clone(),
+            Kind {
+                what: "endpointslices",
+                translate: to_slice,
+                listed: Event::SlicesListed,
+                applied: Event::SliceApplied,
+                deleted: Event::SliceDeleted,
+            }
+        ),
+        follow(
+            &client,
+            own_node,
+            send.clone(),
+            Kind {
+                what: "nodes",
+                translate: |node: &Node| Parsed {
+                    name: translate::name_of(&node.metadata),
+                    object: Some(translate::node(node)),
+                    complaints: Vec::new(),
+                },
+                listed: |nodes| Event::NodeChanged(nodes.into_iter().find_map(|node| node.object)),
+                applied: |node| Event::NodeChanged(node.object),
+                deleted: |_| Event::NodeChanged(None),
+            }
+        ),
+    );
+}
+
+/// How the objects of one kind become events.
+struct Kind<T, F> {
+    what: &'static str,
+    translate: F,
+    listed: fn(Vec<Parsed<T>>) -> Event,
+    applied: fn(Parsed<T>) -> Event,
+    deleted: fn(ObjectName) -> Event,
+}
+
+/// Watches one kind until events are no longer taken, asking for less where the server refuses something.
+async fn follow<K, T, F>(
+    client: &Client,
+    config: watcher::Config,
+    send: impl Fn(Event) -> bool,
+    kind: Kind<T, F>,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    F: Fn(&K) -> Parsed<T>,
+{
+    let mut config = config.streaming_lists();
+    while let Some(less) = follow_with(client, &config, &send, &kind).await {
+        info!(
+            "{}: the API server is an older one; asking it for less",
+            kind.what
+        );
+        config = less;
+    }
+}
+
+/// Watches one kind until events are no longer taken, or until the server refuses what `config` asks for:
+/// then returns what to ask for instead.
+async fn follow_with<K, T, F>(
+    client: &Client,
+    config: &watcher::Config,
+    send: impl Fn(Event) -> bool,
+    kind: &Kind<T, F>,
+) -> Option<watcher::Config>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+    F: Fn(&K) -> Parsed<T>,
+{
+    let events = watcher(Api::<K>::all(client.clone()), config.clone()).default_backoff();
+    let mut events = std::pin::pin!(events);
+    let mut listed = Vec::new();
+    let mut failing = false;
+    while let Some(event) = events.next().await {
+        let event = match event {
+            Ok(event) => event,
+            Err(error) => {
+                if let Some(less) = asking_for_less(config, &error) {
+                    return Some(less);
+                }
+                // Said once until it works again.
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(
+                        "watching {}: {}; trying again",
+                        kind.what,
+                        explain_watch(kind.what, &error)
+                    );
+                }
+                continue;
+            }
+        };
+        if std::mem::take(&mut failing) {
+            info!("watching {} again", kind.what);
+        }
+        let taken = match event {
+            watcher::Event::Init => {
+                listed = Vec::new();
+                true
+            }
+            watcher::Event::InitApply(object) => {
+                listed.push((kind.translate)(&object));
+                true
+            }
+            watcher::Event::InitDone => send((kind.listed)(std::mem::take(&mut listed))),
+            watcher::Event::Apply(object) => send((kind.applied)((kind.translate)(&object))),
+            watcher::Event::Delete(object) => {
+                send((kind.deleted)(translate::name_of(object.meta())))
+            }
+        };
+        if !taken {
+            break;
+        }
+    }
+    None
+}
+
+/// What to ask an older server for, if that is why it refused: 422 Invalid comes from one without streaming
+/// lists, 400 Bad Request from one that cannot select Services by ClusterIP.
+fn asking_for_less(config: &watcher::Config, error: &WatchError) -> Option<watcher::Config> {
+    let code = match error {
+        WatchError::InitialListFailed(kube::Error::Api(status))
+        | WatchError::WatchStartFailed(kube::Error::Api(status)) => status.code,
+        _ => return None,
+    };
+    let mut less = config.clone();
+    if code == 422 && config.initial_list_strategy == InitialListStrategy::StreamingList {
+        less.initial_list_strategy = InitialListStrategy::ListWatch;
+    } else if code == 400 && config.field_selector.as_deref() == Some(NOT_HEADLESS) {
+        less.field_selector = None;
+    } else {
+        return None;
+    }
+    Some(less)
+}
+
+fn explain_watch(what: &str, error: &WatchError) -> String {
+    match error {
+        WatchError::InitialListFailed(error)
+        | WatchError::WatchStartFailed(error)
+        | WatchError::WatchFailed(error) => explain(what, error),
+        WatchError::WatchError(status) => {
+            format!("the API server ended the watch: {}", status.message)
+        }
+        WatchError::NoResourceVersion => error.to_string(),
+    }
+}
+
+/// What went wrong, and what to do about it.
+fn explain(what: &str, error: &kube::Error) -> String {
+    let kube::Error::Api(status) = error else {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text += &format!(": {cause_text}");
+            }
+            source = cause.source();
+        }
+        return text;
+    };
+    let message = &status.message;
+    match status.code {
+        401 => format!(
+            "the API server does not know the caller ({message}); check the token or certificate"
+        ),
+        403 => {
+            format!("not allowed ({message}); grant the verbs list and watch on {what} to proxyd")
+        }
+        code => format!("the API server answered {code} ({message})"),
+    }
+}

@@ -1,0 +1,301 @@
+//! Text → API objects. Pure: a file's text in, objects and complaints out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::model::ObjectName;
+use crate::model::translate::name_of;
+use crate::source::Objects;
+
+/// A document, or an object of one, that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ManifestError {
+    file: PathBuf,
+    place: Option<Place>,
+    message: String,
+    kept: bool,
+}
+
+/// Where in a file: documents and the items of a List count from 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Place {
+    document: usize,
+    item: Option<usize>,
+    object: Option<String>,
+}
+
+/// An object that matters, and where it was found.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    place: Place,
+    object: Object,
+}
+
+#[derive(Debug, Clone)]
+enum Object {
+    Service(core::Service),
+    Slice(discovery::EndpointSlice),
+    Endpoints(core::Endpoints),
+    Node(core::Node),
+}
+
+impl ManifestError {
+    pub(super) fn unreadable(file: &Path, error: &std::io::Error) -> Self {
+        Self::new(file, None, format!("cannot be read: {error}"))
+    }
+
+    fn new(file: &Path, place: Option<Place>, message: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            place,
+            message,
+            kept: false,
+        }
+    }
+
+    /// Says that what the file held before stays in force.
+    pub(super) fn note_kept(&mut self) {
+        self.kept = true;
+    }
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.file == Path::new("-") {
+            f.write_str("standard input")?;
+        } else {
+            write!(f, "{}", self.file.display())?;
+        }
+        if let Some(place) = &self.place {
+            write!(f, "{place}")?;
+        }
+        write!(f, ": {}", self.message)?;
+        if self.kept {
+            f.write_str("; objects that this file held before stay in force until it is mended")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, ", document {}", self.document)?;
+        if let Some(item) = self.item {
+            write!(f, ", item {item}")?;
+        }
+        self.object
+            .as_ref()
+            .map_or(Ok(()), |object| write!(f, ", {object}"))
+    }
+}
+
+/// Parses a file's text: the objects that matter, and what is wrong with the rest.
+pub(super) fn file(file: &Path, text: &str) -> (Vec<Found>, Vec<ManifestError>) {
+    let mut found = Vec::new();
+    let mut errors = Vec::new();
+    for (index, value) in documents(text).enumerate() {
+        let place = Place {
+            document: index + 1,
+            item: None,
+            object: None,
+        };
+        match value {
+            Ok(Value::Null) => {}
+            Ok(value) => take_objects(file, place, value, &mut found, &mut errors),
+            Err(message) => errors.push(ManifestError::new(file, Some(place), message)),
+        }
+    }
+    (found, errors)
+}
+
+/// The documents of a text: JSON values if it begins with a brace or bracket, else YAML.
+fn documents(text: &str) -> Box<dyn Iterator<Item = Result<Value, String>> + '_> {
+    if text.trim_start().starts_with(['{', '[']) {
+        let values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+        return Box::new(
+            values.map(|value| value.map_err(|error| format!("not valid JSON: {error}"))),
+        );
+    }
+    // As kubectl does, so that a bad document does not cost those behind it.
+    let mut starts: Vec<usize> = vec![0];
+    let lines = text.match_indices("\n---").map(|(at, _)| at + 1);
+    starts.extend(
+        lines.filter(|at| {
+            text[at + 3..].starts_with(['\n', '\r', ' ', '\t']) || at + 3 == text.len()
+        }),
+    );
+    let ends: Vec<usize> = starts.iter().skip(1).copied().chain([text.len()]).collect();
+    let documents = starts
+        .into_iter()
+        .zip(ends)
+        .map(|(start, end)| &text[start..end]);
+    // A text that begins with a separator has nothing before it.
+    let documents = documents.filter(|document| !document.trim().is_empty());
+    Box::new(documents.map(yaml))
+}
+
+fn yaml(document: &str) -> Result<Value, String> {
+    // The limits guard against hostile input; these files are the operator's own, and large.
+    let options = serde_saphyr::options! {
+        with_snippet: false,
+        budget: serde_saphyr::budget! {
+            max_events: usize::MAX,
+            max_nodes: usize::MAX,
+            max_total_scalar_bytes: usize::MAX,
+            max_reader_input_bytes: None,
+        },
+    };
+    serde_saphyr::from_str_with_options(document, options)
+        .map_err(|error| format!("not valid YAML: {error}"))
+}
+
+fn take_objects(
+    file: &Path,
+    place: Place,
+    value: Value,
+    found: &mut Vec<Found>,
+    errors: &mut Vec<ManifestError>,
+) {
+    let text = |key: &str| {
+        value
+            .get(key)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let (api, kind) = (text("apiVersion"), text("kind"));
+    let place = Place {
+        object: described(&kind, &value),
+        ..place
+    };
+    if kind.is_empty() {
+        let message = "not a Kubernetes object: `kind` is missing".to_owned();
+        errors.push(ManifestError::new(file, Some(place), message));
+        return;
+    }
+    if kind.ends_with("List") && value.get("items").is_some() {
+        let Value::Object(mut list) = value else {
+            return;
+        };
+        let Some(Value::Array(items)) = list.remove("items") else {
+            return;
+        };
+        for (index, item) in items.into_iter().enumerate() {
+            let place = Place {
+                item: Some(index + 1),
+                object: None,
+                ..place
+            };
+            take_objects(file, place, item, found, errors);
+        }
+        return;
+    }
+    let object = match (api.as_str(), kind.as_str()) {
+        ("v1", "Service") => typed(value).map(Object::Service),
+        ("v1", "Endpoints") => typed(value).map(Object::Endpoints),
+        ("v1", "Node") => typed(value).map(Object::Node),
+        ("discovery.k8s.io/v1", "EndpointSlice") => typed(value).map(Object::Slice),
+        _ => return,
+    };
+    match object.and_then(Object::named) {
+        Ok(object) => found.push(Found { place, object }),
+        Err(message) => errors.push(ManifestError::new(file, Some(place), message)),
+    }
+}
+
+/// `Kind namespace/name`, as far as it is there.
+fn described(kind: &str, value: &Value) -> Option<String> {
+    let metadata = value.get("metadata")?;
+    let text = |key: &str| metadata.get(key).and_then(Value::as_str);
+    let namespace = text("namespace")
+        .map(|namespace| format!("{namespace}/"))
+        .unwrap_or_default();
+    Some(format!("{kind} {namespace}{}", text("name")?))
+}
+
+fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        format!("{path}: {}", error.into_inner())
+    })
+}
+
+impl Object {
+    /// The object with its namespace filled in as kubectl does; an error if it has no name.
+    fn named(mut self) -> Result<Self, String> {
+        let (metadata, namespaced): (&mut ObjectMeta, _) = match &mut self {
+            Self::Service(object) => (&mut object.metadata, true),
+            Self::Slice(object) => (&mut object.metadata, true),
+            Self::Endpoints(object) => (&mut object.metadata, true),
+            Self::Node(object) => (&mut object.metadata, false),
+        };
+        if metadata.name.as_ref().is_none_or(String::is_empty) {
+            return Err("metadata.name: missing".to_owned());
+        }
+        if namespaced {
+            metadata
+                .namespace
+                .get_or_insert_with(|| "default".to_owned());
+        }
+        Ok(self)
+    }
+
+    fn key(&self) -> (&'static str, ObjectName) {
+        match self {
+            Self::Service(object) => ("Service", name_of(&object.metadata)),
+            Self::Slice(object) => ("EndpointSlice", name_of(&object.metadata)),
+            Self::Endpoints(object) => ("Endpoints", name_of(&object.metadata)),
+            Self::Node(object) => ("Node", name_of(&object.metadata)),
+        }
+    }
+}
+
+/// Adds what a file held before and is missing now; tells whether there was anything.
+pub(super) fn keep_missing(found: &mut Vec<Found>, before: Vec<Found>) -> bool {
+    let now: BTreeSet<_> = found.iter().map(|found| found.object.key()).collect();
+    let missing = before
+        .into_iter()
+        .filter(|before| !now.contains(&before.object.key()));
+    let count = found.len();
+    found.extend(missing);
+    found.len() > count
+}
+
+/// Gathers what the files hold. Of two objects with one name the first counts, and the other is an error.
+pub(super) fn collect(
+    files: &BTreeMap<PathBuf, Vec<Found>>,
+    errors: &mut Vec<ManifestError>,
+) -> Objects {
+    let mut objects = Objects::default();
+    let mut first: BTreeMap<_, &Path> = BTreeMap::new();
+    for (file, found) in files {
+        for Found { place, object } in found {
+            if let Some(other) = first.get(&object.key()) {
+                let message = format!(
+                    "defined already in {}; this one is skipped",
+                    other.display()
+                );
+                errors.push(ManifestError::new(file, Some(place.clone()), message));
+                continue;
+            }
+            first.insert(object.key(), file);
+            match object.clone() {
+                Object::Service(object) => objects.services.push(object),
+                Object::Slice(object) => objects.slices.push(object),
+                Object::Endpoints(object) => objects.endpoints.push(object),
+                Object::Node(object) => objects.nodes.push(object),
+            }
+        }
+    }
+    objects
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,70 @@
+//! Where events come from. I/O: a Kubernetes API server, or files.
+//!
+//! A source turns API objects into the model's own types at once and drops them. It sends events and decides
+//! nothing.
+
+pub mod kube;
+pub mod manifests;
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use crate::model::translate::{self, SERVICE_NAME_LABEL};
+use crate::model::{Node, ObjectName, Parsed, Service, Slice};
+
+/// API objects that were read once and completely, for the dry run and for manifests.
+#[derive(Debug, Default)]
+pub struct Objects {
+    /// Every Service, those without rules too.
+    pub services: Vec<core::Service>,
+    /// Every EndpointSlice.
+    pub slices: Vec<discovery::EndpointSlice>,
+    /// Every Endpoints object; each counts only where its Service has no slice.
+    pub endpoints: Vec<core::Endpoints>,
+    /// Every Node that was found.
+    pub nodes: Vec<core::Node>,
+}
+
+impl Objects {
+    /// The Services, translated.
+    pub fn parsed_services(&self) -> Vec<Parsed<Service>> {
+        self.services.iter().map(translate::service).collect()
+    }
+
+    /// The EndpointSlices, translated as this node sees them, and the Endpoints of Services that have no slice.
+    pub fn parsed_slices(&self, node_name: &str) -> Vec<Parsed<Slice>> {
+        let with_slices: BTreeSet<ObjectName> = self
+            .slices
+            .iter()
+            .filter_map(|slice| {
+                let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+                Some(ObjectName::new(
+                    slice.metadata.namespace.as_deref()?,
+                    service,
+                ))
+            })
+            .collect();
+        let stand_in = self
+            .endpoints
+            .iter()
+            .filter(|endpoints| !with_slices.contains(&translate::name_of(&endpoints.metadata)));
+        let slices = self
+            .slices
+            .iter()
+            .map(|slice| translate::slice(slice, node_name));
+        slices
+            .chain(stand_in.flat_map(|object| translate::endpoints(object, node_name)))
+            .collect()
+    }
+
+    /// The Node object of this node, translated.
+    pub fn own_node(&self, node_name: &str) -> Option<Node> {
+        let own = self
+            .nodes
+            .iter()
+            .find(|node| node.metadata.name.as_deref() == Some(node_name));
+        own.map(translate::node)
+    }
+}
