@@ -1,2 +1,57 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: the project's own commands, in Rust so that they need nothing but cargo.
+//!
+//! This file is the command line; each command is a module of the same name. Nothing here is shipped.
+
+mod check;
+mod test;
+mod tidy;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Format, lints, documentation, dependencies and house rules: what CI runs before the tests.
+    Check,
+    /// Install what is missing, build the agent and run every test.
+    Test(test::Args),
+    /// The house rules alone (a part of `check`; takes no time).
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Check => check::run(),
+        Command::Test(args) => test::run(&args),
+        Command::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Not by returning it: a backtrace of xtask helps nobody whose code fails a check.
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}
