@@ -16,3 +16,5 @@ pub mod model;
 pub mod plan;
 pub mod run;
 pub mod source;
+#[cfg(test)]
+mod testing;

@@ -2,6 +2,8 @@
 //! each kind of kernel program, and a recording fake for tests.
 
 pub mod nft;
+#[cfg(test)]
+pub(crate) mod recording;
 
 use crate::diff::{Delta, Held};
 use crate::model::Family;

@@ -1,1 +1,267 @@
+//! The dry run's text, as a person reads it.
 
+use expect_test::expect;
+use k8s_openapi::api::core::v1 as core;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::PerFamily;
+use crate::plan::NodePortAddresses;
+
+fn objects() -> Objects {
+    let service = |name: &str, spec: Value| {
+        let metadata = json!({ "name": name, "namespace": "default" });
+        serde_json::from_value::<core::Service>(json!({ "metadata": metadata, "spec": spec }))
+            .unwrap()
+    };
+    let slice = |name: &str, service: &str, endpoints: Value| {
+        let labels = json!({ "kubernetes.io/service-name": service });
+        serde_json::from_value(json!({
+            "metadata": { "name": name, "namespace": "default", "labels": labels }, "addressType": "IPv4",
+            "ports": [{ "name": "http", "port": 8080 }], "endpoints": endpoints,
+        }))
+        .unwrap()
+    };
+    let ports =
+        json!([{ "name": "http", "port": 80, "nodePort": 30080 }, { "name": "bad", "port": 0 }]);
+    Objects {
+        services: vec![
+            service(
+                "web",
+                json!({ "type": "NodePort", "clusterIP": "10.96.0.1", "ports": ports }),
+            ),
+            service(
+                "db",
+                json!({ "clusterIP": "None", "ports": [{ "port": 5432 }] }),
+            ),
+            service(
+                "docs",
+                json!({ "type": "ExternalName", "externalName": "docs.example.com" }),
+            ),
+            service("later", json!({ "type": "ClusterIP" })),
+            service(
+                "idle",
+                json!({ "clusterIP": "10.96.0.9", "ports": [{ "port": 53, "protocol": "UDP" }] }),
+            ),
+            service(
+                "web-2",
+                json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] }),
+            ),
+        ],
+        slices: vec![
+            slice(
+                "web-a",
+                "web",
+                json!([{ "addresses": ["10.1.0.2"], "nodeName": "node-1" }]),
+            ),
+            slice(
+                "web-b",
+                "web",
+                json!([{ "addresses": ["10.1.0.1"], "nodeName": "node-2" }]),
+            ),
+            slice(
+                "db-a",
+                "db",
+                json!([{ "addresses": ["10.1.0.4"], "hostname": "db-1" }, { "addresses": ["10.1.0.3"], "hostname": "db-0" }]),
+            ),
+        ],
+        ..Objects::default()
+    }
+}
+
+fn run(objects: &Objects) -> DryRun {
+    let settings = Settings {
+        node_name: "node-1",
+        plan: &PlanConfig {
+            node_port_addresses: NodePortAddresses::Primary,
+        },
+        skeleton: &SkeletonConfig {
+            pod_networks: PerFamily {
+                v4: vec!["10.1.0.0/16".parse().unwrap()],
+                v6: vec![],
+            },
+            masquerade_bit: 14,
+        },
+        host_addresses: BTreeSet::from(["192.168.0.2".parse().unwrap()]),
+    };
+    dry_run(objects, settings)
+}
+
+#[test]
+fn every_service_stands_under_its_name() {
+    let text = run(&objects()).text;
+    let (head, rest) = text.split_once("\nadd table ip proxyd\n").unwrap();
+    expect![[r#"
+        # The rules of node node-1, as proxyd would load them. To load them: nft -f FILE
+        # 3 Services have rules, 3 have none on purpose.
+        #
+        # Services without rules:
+        # default/db: headless; clients ask DNS for db.default.svc and connect to an endpoint directly
+        #     db-0.db.default.svc  10.1.0.3
+        #     db-1.db.default.svc  10.1.0.4
+        # default/docs: ExternalName; DNS answers with a CNAME to docs.example.com
+        # default/later: no ClusterIP is allocated yet
+        # Not served: Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped
+    "#]].assert_eq(head);
+    let (elements, _) = rest.split_once("\nadd table ip6 proxyd\n").unwrap();
+    let (_, elements) = elements.split_once("# This node's addresses, and").unwrap();
+    expect![[r#"
+         the endpoints that run here
+        add element ip proxyd hairpin {
+        	10.1.0.2 . 10.1.0.2,
+        	10.1.0.3 . 10.1.0.3,
+        	10.1.0.4 . 10.1.0.4
+        }
+        add element ip proxyd node-port-addresses { 192.168.0.2 }
+
+        # default/idle, ClusterIP
+        #   10.96.0.9:53 udp: no endpoint can serve it; refused
+        add element ip proxyd no-endpoints { 10.96.0.9 . udp . 53 : goto send-reject }
+
+        # default/web, NodePort
+        #   10.96.0.1:80 tcp: 2 endpoints
+        #   IPv4 node port 30080 tcp: 2 endpoints
+        add element ip proxyd services { 10.96.0.1 . tcp . 80 : goto cluster-2 }
+        add element ip proxyd node-ports { tcp . 30080 : goto node-port-2 }
+        add element ip proxyd endpoints {
+        	10.96.0.1 . tcp . 80 . 0 : 10.1.0.1 . 8080,
+        	10.96.0.1 . tcp . 80 . 1 : 10.1.0.2 . 8080
+        }
+        add element ip proxyd node-port-endpoints {
+        	tcp . 30080 . 0 : 10.1.0.1 . 8080,
+        	tcp . 30080 . 1 : 10.1.0.2 . 8080
+        }
+
+        # default/web-2, ClusterIP
+        #   10.96.0.1:80 tcp: not here, default/web is older and has it
+    "#]]
+    .assert_eq(elements);
+}
+
+#[test]
+fn the_skeleton_is_as_it_was() {
+    let text = run(&Objects::default()).text;
+    let (_, ip6) = text.split_once("\nadd table ip6 proxyd\n").unwrap();
+    let (ip, _) = text.split_once("\nadd table ip6 proxyd\n").unwrap();
+    let (_, ip) = ip.split_once("\nadd table ip proxyd\n").unwrap();
+    expect![[r#"
+        delete table ip proxyd
+        table ip proxyd {
+        	comment "proxyd 86ea1412c838abcc"
+
+        	# New connections: who balances them over how many endpoints.
+        	map services {
+        		typeof ip daddr . meta l4proto . th dport : verdict
+        		counter
+        	}
+        	map node-ports {
+        		typeof meta l4proto . th dport : verdict
+        		counter
+        	}
+        	# The endpoints, each under an index from 0 up.
+        	map endpoints {
+        		typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport
+        	}
+        	map node-port-endpoints {
+        		typeof meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport
+        	}
+        	# Services that no endpoint can serve now.
+        	map no-endpoints {
+        		typeof ip daddr . meta l4proto . th dport : verdict
+        		counter
+        	}
+        	map no-endpoint-node-ports {
+        		typeof meta l4proto . th dport : verdict
+        		counter
+        	}
+        	# This node's addresses that have NodePorts.
+        	set node-port-addresses {
+        		typeof ip daddr
+        	}
+        	# Endpoints that may run here: one that reaches itself through a Service is masqueraded.
+        	set hairpin {
+        		typeof ip saddr . ip daddr
+        	}
+        	# Where the cluster's pods are; others are masqueraded on their way to a ClusterIP.
+        	set pod-networks {
+        		typeof ip saddr
+        		flags interval
+        		elements = { 10.1.0.0/16 }
+        	}
+
+        	chain nat-prerouting {
+        		type nat hook prerouting priority -100; policy accept;
+        		goto balance
+        	}
+        	chain nat-output {
+        		type nat hook output priority -100; policy accept;
+        		goto balance
+        	}
+        	chain balance {
+        		ip daddr . meta l4proto . th dport vmap @services
+        		ip daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @node-ports
+        	}
+
+        	chain mark-for-masquerade {
+        		meta mark set meta mark or 0x00004000
+        	}
+        	chain nat-postrouting {
+        		type nat hook postrouting priority 100; policy accept;
+        		meta mark & 0x00004000 != 0 goto do-masquerade
+        		ip saddr . ip daddr @hairpin goto do-masquerade
+        	}
+        	# The mark goes first: an overlay's outer packet keeps it and would be translated again.
+        	chain do-masquerade {
+        		meta mark set meta mark and 0xffffbfff
+        		masquerade fully-random
+        	}
+
+        	chain filter-input {
+        		type filter hook input priority -110; policy accept;
+        		ct state new goto refuse
+        	}
+        	chain filter-forward {
+        		type filter hook forward priority -110; policy accept;
+        		ct state new goto refuse
+        	}
+        	chain filter-output {
+        		type filter hook output priority -110; policy accept;
+        		ct state new goto refuse
+        	}
+        	chain refuse {
+        		ip daddr . meta l4proto . th dport vmap @no-endpoints
+        		ip daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @no-endpoint-node-ports
+        	}
+        	chain send-reject {
+        		meta l4proto tcp reject with tcp reset
+        		reject
+        	}
+        }
+
+        # This node's addresses, and the endpoints that run here
+        add element ip proxyd node-port-addresses { 192.168.0.2 }
+    "#]].assert_eq(ip);
+    assert_eq!(
+        ip6.matches("ip6 daddr").count(),
+        ip.matches("ip daddr").count()
+    );
+}
+
+#[test]
+fn the_order_of_input_does_not_change_a_byte() {
+    let one = objects();
+    let mut other = objects();
+    other.services.reverse();
+    other.slices.reverse();
+    assert_eq!(run(&one).text, run(&other).text);
+}
+
+#[test]
+fn only_invalid_input_counts_as_such() {
+    let notes = run(&objects()).notes;
+    assert_eq!(notes.iter().filter(|note| note.is_invalid()).count(), 1);
+    assert_eq!(
+        notes[0].to_string(),
+        "Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped"
+    );
+}

@@ -1,1 +1,182 @@
+//! The engine against a data plane that refuses what the kernel would refuse.
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::dataplane::recording::Recording;
+use crate::plan::NodePortAddresses;
+use crate::testing::{any_event, endpoint, good, name, node_facts, service, slice};
+
+fn engine() -> Engine {
+    Engine::new(PlanConfig {
+        node_port_addresses: NodePortAddresses::Primary,
+    })
+}
+
+fn lists(services: &[crate::model::Service], slices: &[crate::model::Slice]) -> [Event; 2] {
+    [
+        Event::ServicesListed(services.iter().map(|s| good(s, &s.name)).collect()),
+        Event::SlicesListed(slices.iter().map(|s| good(s, &s.name)).collect()),
+    ]
+}
+
+fn handle(engine: &mut Engine, events: impl IntoIterator<Item = Event>) {
+    events.into_iter().for_each(|event| engine.handle(event));
+}
+
+fn sync(engine: &mut Engine, dataplane: &mut Recording) {
+    for family in Family::ALL {
+        engine.sync(family, dataplane).unwrap();
+    }
+}
+
+/// What the data plane holds, with the places of back ends forgotten.
+fn held(dataplane: &Recording) -> PerFamily<Held> {
+    PerFamily::from_fn(|family| {
+        let mut held = dataplane.held.get(family).clone();
+        held.entries
+            .values_mut()
+            .for_each(|entry| entry.slots.sort());
+        held
+    })
+}
+
+#[test]
+fn nothing_is_written_before_everything_was_heard_of() {
+    let [services, slices] = lists(&[service("web", &["10.96.0.1"])], &[]);
+    let [node, addresses] = node_facts();
+    let events = [services, slices, node, addresses];
+    for left_out in 0..events.len() {
+        let mut engine = engine();
+        let mut dataplane = Recording::default();
+        let others = events.iter().enumerate().filter(|(i, _)| *i != left_out);
+        handle(&mut engine, others.map(|(_, event)| event.clone()));
+        sync(&mut engine, &mut dataplane);
+        assert!(!engine.is_ready() && dataplane.resyncs == 0 && dataplane.committed.is_empty());
+        engine.handle(events[left_out].clone());
+        sync(&mut engine, &mut dataplane);
+        assert!(engine.is_ready() && !dataplane.committed.is_empty());
+    }
+}
+
+#[test]
+fn a_change_commits_what_it_touches_and_nothing_else() {
+    let mut engine = engine();
+    let mut dataplane = Recording::default();
+    let services = [service("a", &["10.96.0.1"]), service("b", &["10.96.0.2"])];
+    let slices = [
+        slice("a-1", "a", &[endpoint("10.1.0.1")]),
+        slice("b-1", "b", &[endpoint("10.1.0.2")]),
+    ];
+    handle(
+        &mut engine,
+        lists(&services, &slices).into_iter().chain(node_facts()),
+    );
+    sync(&mut engine, &mut dataplane);
+    dataplane.committed.clear();
+
+    let grown = slice("a-1", "a", &[endpoint("10.1.0.1"), endpoint("10.1.0.3")]);
+    engine.handle(Event::SliceApplied(good(&grown, &grown.name)));
+    sync(&mut engine, &mut dataplane);
+    let [(Family::V4, delta)] = dataplane.committed.as_slice() else {
+        panic!("one batch was expected: {:?}", dataplane.committed);
+    };
+    assert_eq!(
+        (delta.rules.len(), delta.backends.len(), delta.len()),
+        (1, 1, 2)
+    );
+    assert_eq!(dataplane.resyncs, 2, "once for each family, at the start");
+}
+
+#[test]
+fn what_a_refused_commit_carried_is_not_lost() {
+    let mut engine = engine();
+    let mut dataplane = Recording {
+        refuse_next: 1,
+        ..Recording::default()
+    };
+    let services = [service("a", &["10.96.0.1"])];
+    handle(
+        &mut engine,
+        lists(&services, &[]).into_iter().chain(node_facts()),
+    );
+    engine.sync(Family::V4, &mut dataplane).unwrap_err();
+    let synced = engine.sync(Family::V4, &mut dataplane).unwrap();
+    assert!(synced.full && synced.changes > 0);
+    assert_eq!(dataplane.held.v4.entries.len(), 1);
+}
+
+#[test]
+fn a_restart_writes_only_what_differs() {
+    let mut dataplane = Recording::default();
+    let services = [service("a", &["10.96.0.1"]), service("b", &["10.96.0.2"])];
+    let mut first = engine();
+    handle(
+        &mut first,
+        lists(&services, &[]).into_iter().chain(node_facts()),
+    );
+    sync(&mut first, &mut dataplane);
+    dataplane.committed.clear();
+
+    let mut second = engine();
+    handle(
+        &mut second,
+        lists(&services[..1], &[]).into_iter().chain(node_facts()),
+    );
+    sync(&mut second, &mut dataplane);
+    let changes: Vec<usize> = dataplane
+        .committed
+        .iter()
+        .map(|(_, delta)| delta.len())
+        .collect();
+    assert_eq!(changes, [1], "one Service went while nobody watched");
+}
+
+#[test]
+fn an_object_that_becomes_ignored_loses_its_rules() {
+    let mut engine = engine();
+    let mut dataplane = Recording::default();
+    handle(
+        &mut engine,
+        lists(&[service("a", &["10.96.0.1"])], &[])
+            .into_iter()
+            .chain(node_facts()),
+    );
+    sync(&mut engine, &mut dataplane);
+    engine.handle(Event::ServiceApplied(crate::model::Parsed {
+        name: name("a"),
+        object: None,
+        complaints: Vec::new(),
+    }));
+    sync(&mut engine, &mut dataplane);
+    assert!(dataplane.held.v4.entries.is_empty());
+}
+
+proptest! {
+    /// Whatever happens and whenever the kernel refuses, in the end it holds what a fresh agent would load.
+    #[test]
+    fn incremental_equals_full(
+        events in prop::collection::vec((any_event(), prop::bool::weighted(0.6), prop::bool::weighted(0.1)), 0..30)
+    ) {
+        let mut engine = engine();
+        let mut dataplane = Recording::default();
+        handle(&mut engine, lists(&[], &[]).into_iter().chain(node_facts()));
+        for (event, syncs, refuses) in events {
+            engine.handle(event);
+            if syncs {
+                dataplane.refuse_next = usize::from(refuses);
+                for family in Family::ALL {
+                    // A refusal is what is being tested; the next sync mends it.
+                    let _ = engine.sync(family, &mut dataplane);
+                }
+                dataplane.refuse_next = 0;
+            }
+        }
+        sync(&mut engine, &mut dataplane);
+
+        let mut fresh = Recording::default();
+        let mut full = Engine { held: PerFamily::default(), ..engine };
+        sync(&mut full, &mut fresh);
+        prop_assert_eq!(held(&dataplane), held(&fresh));
+    }
+}

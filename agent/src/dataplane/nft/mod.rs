@@ -99,3 +99,6 @@ impl Dataplane for Nft {
         self.connection.delete_table(family)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,3 +77,6 @@ fn keep_good<T>(
         .filter_map(|item| item.map_err(|complaint| complaints.push(complaint)).ok())
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

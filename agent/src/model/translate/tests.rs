@@ -1,0 +1,262 @@
+//! API objects in, model types and complaints out.
+
+use expect_test::{Expect, expect};
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::model::Parsed;
+
+/// A Service with this spec, named `default/web`.
+fn a_service(spec: Value) -> core::Service {
+    serde_json::from_value(
+        json!({ "metadata": { "name": "web", "namespace": "default" }, "spec": spec }),
+    )
+    .unwrap()
+}
+
+/// A slice `default/web-1` of the Service `web`.
+fn a_slice(address_type: &str, ports: Value, endpoints: Value) -> discovery::EndpointSlice {
+    let labels = json!({ SERVICE_NAME_LABEL: "web" });
+    serde_json::from_value(json!({
+        "metadata": { "name": "web-1", "namespace": "default", "labels": labels },
+        "addressType": address_type, "ports": ports, "endpoints": endpoints,
+    }))
+    .unwrap()
+}
+
+fn complaints<T>(parsed: &Parsed<T>) -> String {
+    parsed
+        .complaints
+        .iter()
+        .map(|complaint| format!("{complaint}\n"))
+        .collect()
+}
+
+#[test]
+fn services_without_rules_are_ignored() {
+    let check = |spec: Value| assert_eq!(service(&a_service(spec)).object, None);
+    check(json!({ "clusterIP": "None", "ports": [{ "port": 80 }] }));
+    check(json!({ "type": "ExternalName", "externalName": "example.com" }));
+    check(json!({ "clusterIP": "" }));
+    check(json!({}));
+    let mut others = a_service(json!({ "clusterIP": "10.96.0.1" }));
+    others.metadata.labels = Some([(PROXY_NAME_LABEL.to_owned(), "cilium".to_owned())].into());
+    assert_eq!(service(&others).object, None);
+}
+
+#[test]
+fn a_service_keeps_what_is_good() {
+    let check = |spec: Value, served: Expect, complained: Expect| {
+        let parsed = service(&a_service(spec));
+        let frontends = parsed
+            .object
+            .as_ref()
+            .unwrap()
+            .frontends()
+            .map(|(f, _)| format!("{f}\n"));
+        served.assert_eq(&frontends.collect::<String>());
+        complained.assert_eq(&complaints(&parsed));
+    };
+    check(
+        json!({ "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }, { "port": 53, "protocol": "UDP" }] }),
+        expect![[r#"
+            10.96.0.1:80 tcp
+            10.96.0.1:53 udp
+        "#]],
+        expect![""],
+    );
+    check(
+        json!({
+            "type": "NodePort", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "FD00:0::1"],
+            "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }],
+        }),
+        expect![[r#"
+            10.96.0.1:80 tcp
+            IPv4 node port 30080 tcp
+            [fd00::1]:80 tcp
+            IPv6 node port 30080 tcp
+        "#]],
+        expect![""],
+    );
+    check(
+        json!({
+            "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "10.96.0.2", "ten"],
+            "ports": [
+                { "name": "a", "port": 0 }, { "name": "b", "port": 70000 }, { "name": "c", "port": -1 },
+                { "name": "d", "port": 80, "protocol": "tcp" }, { "name": "e", "port": 80, "nodePort": 65536 },
+                { "name": "f", "port": 81 },
+            ],
+        }),
+        expect![[r#"
+            10.96.0.1:81 tcp
+        "#]],
+        expect![[r#"
+            spec.clusterIPs[1]: 10.96.0.2 is a second address of one family; it is skipped
+            spec.clusterIPs[2]: "ten" is not an IP address; it is skipped
+            spec.ports[0].port: 0 is not a port number (1 to 65535); this port is skipped
+            spec.ports[1].port: 70000 is not a port number (1 to 65535); this port is skipped
+            spec.ports[2].port: -1 is not a port number (1 to 65535); this port is skipped
+            spec.ports[3].protocol: "tcp" is not one of TCP, UDP, SCTP; this port is skipped
+            spec.ports[4].nodePort: 65536 is not a port number (1 to 65535); this port is skipped
+        "#]],
+    );
+    check(
+        json!({
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }],
+            "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Cluster",
+        }),
+        expect![[r#"
+            10.96.0.1:80 tcp
+        "#]],
+        expect![[r#"
+            spec.externalTrafficPolicy: not acted on by this version of proxyd: connections go to endpoints on every node
+            spec.sessionAffinity: not acted on by this version of proxyd: a client's connections are spread over all endpoints
+        "#]],
+    );
+}
+
+#[test]
+fn a_slice_keeps_what_is_good() {
+    let check = |object: discovery::EndpointSlice, expected: Expect, complained: Expect| {
+        let parsed = slice(&object, "node-1");
+        expected.assert_debug_eq(&parsed.object.as_ref().map(|slice| &slice.endpoints));
+        complained.assert_eq(&complaints(&parsed));
+    };
+    check(
+        a_slice(
+            "IPv4",
+            json!([{ "port": 80 }]),
+            json!([
+                { "addresses": ["10.1.0.1", "10.1.0.2"], "nodeName": "node-1" },
+                { "addresses": ["10.1.0.3"], "conditions": { "ready": false, "terminating": true } },
+                { "addresses": ["fd00::1"] }, { "addresses": [] }, { "addresses": ["pod"] },
+            ]),
+        ),
+        expect![[r#"
+            Some(
+                [
+                    Endpoint {
+                        address: 10.1.0.1,
+                        place: Here,
+                        ready: true,
+                        serving: true,
+                        terminating: false,
+                    },
+                    Endpoint {
+                        address: 10.1.0.3,
+                        place: Unknown,
+                        ready: false,
+                        serving: true,
+                        terminating: true,
+                    },
+                ],
+            )
+        "#]],
+        expect![[r#"
+            endpoints[2].addresses[0]: fd00::1 is not an IPv4 address as addressType says; the endpoint is skipped
+            endpoints[3].addresses[0]: "" is not an IP address; the endpoint is skipped
+            endpoints[4].addresses[0]: "pod" is not an IP address; the endpoint is skipped
+        "#]],
+    );
+    check(
+        a_slice("IPv5", json!([]), json!([])),
+        expect![[r#"
+            None
+        "#]],
+        expect![[r#"
+            addressType: "IPv5" is not one of IPv4, IPv6, FQDN; the slice is skipped
+        "#]],
+    );
+}
+
+#[test]
+fn slices_that_are_not_for_the_data_plane_are_ignored() {
+    let ignored = |object: &discovery::EndpointSlice| {
+        let parsed = slice(object, "node-1");
+        assert!(
+            parsed.object.is_none() && parsed.complaints.is_empty(),
+            "{parsed:?}"
+        );
+    };
+    ignored(&a_slice(
+        "FQDN",
+        json!([]),
+        json!([{ "addresses": ["example.com"] }]),
+    ));
+    let mut headless = a_slice("IPv4", json!([]), json!([]));
+    headless
+        .metadata
+        .labels
+        .as_mut()
+        .unwrap()
+        .insert(HEADLESS_LABEL.to_owned(), String::new());
+    ignored(&headless);
+    let mut orphan = a_slice("IPv4", json!([]), json!([]));
+    orphan.metadata.labels = None;
+    ignored(&orphan);
+}
+
+#[test]
+fn a_slice_port_without_a_number_is_left_out() {
+    let object = a_slice(
+        "IPv4",
+        json!([{ "name": "any" }, { "name": "zero", "port": 0 }, { "port": 80 }]),
+        json!([]),
+    );
+    let parsed = slice(&object, "node-1");
+    assert!(parsed.complaints.is_empty());
+    assert_eq!(parsed.object.unwrap().ports.len(), 1);
+}
+
+#[test]
+fn endpoints_stand_in_for_slices() {
+    let object: core::Endpoints = serde_json::from_value(json!({
+        "metadata": { "name": "web", "namespace": "default" },
+        "subsets": [
+            { "addresses": [{ "ip": "10.1.0.1", "nodeName": "node-2" }], "notReadyAddresses": [{ "ip": "10.1.0.2" }],
+              "ports": [{ "name": "http", "port": 8080 }] },
+            { "addresses": [{ "ip": "nowhere" }], "ports": [{ "port": 99999 }] },
+        ],
+    }))
+    .unwrap();
+    let [first, second] = <[_; 2]>::try_from(endpoints(&object, "node-1")).unwrap();
+    let slice = first.object.unwrap();
+    assert_eq!(slice.service, ObjectName::new("default", "web"));
+    let ready: Vec<_> = slice
+        .endpoints
+        .iter()
+        .map(|e| (e.address.to_string(), e.ready))
+        .collect();
+    assert_eq!(
+        ready,
+        [
+            ("10.1.0.1".to_owned(), true),
+            ("10.1.0.2".to_owned(), false)
+        ]
+    );
+    expect![[r#"
+        subsets[1].ports[0].port: 99999 is not a port number (1 to 65535); this port is skipped
+        subsets[1].addresses[0].ip: "nowhere" is not an IP address; the endpoint is skipped
+    "#]]
+    .assert_eq(&complaints(&second));
+}
+
+#[test]
+fn a_node_has_its_internal_addresses_first() {
+    let object: core::Node = serde_json::from_value(json!({
+        "metadata": { "name": "node-1" },
+        "status": { "addresses": [
+            { "type": "Hostname", "address": "node-1" }, { "type": "ExternalIP", "address": "203.0.113.9" },
+            { "type": "InternalIP", "address": "192.168.0.2" }, { "type": "InternalIP", "address": "fd00::2" },
+        ] },
+    }))
+    .unwrap();
+    let addresses: Vec<String> = node(&object)
+        .addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(addresses, ["192.168.0.2", "fd00::2", "203.0.113.9"]);
+}
