@@ -14,15 +14,15 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Table, presets};
 use proxyd_tests::agent::{Agent, BINARY_VARIABLE};
 use proxyd_tests::cluster::{CLUSTER_CIDR, Cluster, Pod};
 use proxyd_tests::netns::Netns;
-use proxyd_tests::traffic::{Protocol, ask};
+use proxyd_tests::traffic::ask;
 use proxyd_tests::wait;
 
 use crate::tools::{self, cargo, find_program};
-use examples::Examples;
+use examples::{Examples, PodSpec};
 use rows::Row;
 
 /// How long the agent may take from its start to its first rules.
@@ -30,9 +30,6 @@ const RULES_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long one attempt waits while there may be no rules.
 const ATTEMPT_PATIENCE: Duration = Duration::from_millis(500);
-
-/// Columns, so that the table fits a wide terminal and an issue on the web.
-const TABLE_WIDTH: u16 = 140;
 
 /// The demo's options.
 #[derive(clap::Args)]
@@ -78,18 +75,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     println!("{}", introduction(&pods, args.connections));
     let mut table = Table::new();
-    table
-        .load_style(presets::UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(TABLE_WIDTH)
-        .set_header([
-            "who asks",
-            "what address",
-            "",
-            "who answered",
-            "source address that the server saw",
-            "",
-        ]);
+    table.load_style(presets::UTF8_FULL).set_header([
+        "who asks",
+        "which address",
+        "who answered",
+        "the server saw",
+        "",
+    ]);
     let mut unexpected = 0;
     for row in &rows {
         let tally = row.ask(args.connections.into());
@@ -122,10 +114,11 @@ fn build() -> Result<String> {
 /// Makes the pods that the examples' EndpointSlices name, with their addresses, on their nodes.
 fn make_pods(cluster: &Cluster, examples: &Examples) -> Result<Vec<Pod>> {
     let nodes = [&cluster.node1, &cluster.node2];
-    let make = |spec: &examples::PodSpec| {
+    let make = |(name, spec): (&String, &PodSpec)| {
         let node = nodes.iter().find(|node| node.host.name == spec.node);
-        let node = node.with_context(|| format!("{}: no node {}", spec.name, spec.node))?;
-        let pod = node.pod_at(&spec.name, &spec.addresses);
+        let node = node.with_context(|| format!("pod {name}: no node {}", spec.node))?;
+        let addresses: Vec<_> = spec.addresses.iter().copied().collect();
+        let pod = node.pod_at(name, &addresses);
         Ok(spec.ports.iter().fold(pod, |pod, port| pod.serving(*port)))
     };
     examples.pods.iter().map(make).collect()
@@ -138,7 +131,9 @@ fn wait_for_rules(agent: &mut Agent, rows: &[Row<'_>]) -> Result<()> {
             return Some(Err(status));
         }
         let answers = |row: &Row<'_>| ask(&row.from.netns, row.protocol, row.to, ATTEMPT_PATIENCE);
-        rows.iter().all(|row| answers(row).is_ok()).then_some(Ok(()))
+        rows.iter()
+            .all(|row| answers(row).is_ok())
+            .then_some(Ok(()))
     });
     match ready {
         Some(Ok(())) => Ok(()),
@@ -157,7 +152,12 @@ fn wait_for_rules(agent: &mut Agent, rows: &[Row<'_>]) -> Result<()> {
 fn introduction(pods: &[Pod], connections: u16) -> String {
     let pods: String = pods
         .iter()
-        .map(|pod| format!("  {:<26} {:<12} {}\n", pod.host.name, pod.host.v4, pod.host.v6))
+        .map(|pod| {
+            format!(
+                "  {:<26} {:<12} {}\n",
+                pod.host.name, pod.host.v4, pod.host.v6
+            )
+        })
         .collect();
     format!(
         "
@@ -186,9 +186,9 @@ fn closing(agent: &Agent, hold: bool) -> String {
     };
     format!(
         "
-kept         The server sees who asked. So does its log.
-masqueraded  The server sees the node: the answer has to come back through the node that translated the address, and
-             without this it would go straight to the client, which would not know it.
+kept         The server saw who asked.
+masqueraded  The server saw node-1 in the client's place: its answer has to come back through node-1, where the address
+             was translated, and not straight to the client, which does not know the pod.
 
 {look}
 "
@@ -199,9 +199,4 @@ fn show_log(agent: &Agent) {
     for line in agent.log() {
         eprintln!("agent: {line}");
     }
-}
-
-/// How a row's protocol is called there: an address and port mean nothing without it.
-fn shown(protocol: Protocol, to: std::net::SocketAddr) -> String {
-    format!("{to} {protocol}")
 }

@@ -1,0 +1,226 @@
+//! Requests in, responses out: routes a request to the store, and writes what comes back as kube-apiserver would.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Query as Parameters, Request, State};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::response::Response;
+use futures::stream;
+
+use super::object::Object;
+use super::query::{Features, Query, Read, WatchRequest, is_watch};
+use super::resource::{Key, Resource, Route, Verb};
+use super::status::{Status, deleted};
+use super::store::Page;
+use super::{LoggedRequest, Shared, discovery, watch, write};
+
+/// The limit of kube-apiserver for a body.
+const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Answers a request.
+pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let query = Parameters::<Query>::try_from_uri(&parts.uri)
+        .map(|Parameters(query)| query)
+        .unwrap_or_default();
+    let route = Route::parse(parts.uri.path());
+    let verb = verb(&parts.method, &route, &query);
+    shared.log().push(LoggedRequest {
+        method: parts.method.to_string(),
+        path: parts.uri.path().to_owned(),
+        verb,
+        resource: route.resource(),
+        query: query.clone(),
+    });
+    let (delay, refusal) = {
+        let mut faults = shared.faults();
+        (faults.delay, faults.refuse(route.resource(), verb))
+    };
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let answer = match refusal {
+        Some(refusal) => Err(refusal),
+        None => answer(&shared, &parts, body, (route, query)).await,
+    };
+    answer.unwrap_or_else(|status| error(&status))
+}
+
+fn verb(method: &Method, route: &Route, query: &Query) -> Option<Verb> {
+    match (method.as_str(), route) {
+        ("GET", Route::Collection(..)) if is_watch(query) => Some(Verb::Watch),
+        ("GET", Route::Collection(..)) => Some(Verb::List),
+        ("GET", Route::Object(..)) => Some(Verb::Get),
+        ("POST", Route::Collection(..)) => Some(Verb::Create),
+        ("PUT", Route::Object(..)) => Some(Verb::Update),
+        ("PATCH", Route::Object(..)) => Some(Verb::Patch),
+        ("DELETE", Route::Object(..)) => Some(Verb::Delete),
+        _ => None,
+    }
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    parts: &Parts,
+    body: Body,
+    (route, query): (Route, Query),
+) -> Result<Response, Status> {
+    let body = to_bytes(body, MAX_BODY_BYTES).await;
+    let body =
+        body.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?;
+    match (parts.method.as_str(), route) {
+        ("GET", Route::Health) => Ok(respond(200, "text/plain; charset=utf-8", "ok")),
+        ("GET", Route::Document(path)) => match discovery::document(&path) {
+            Some(document) => Ok(json(200, document.to_string())),
+            None => Err(Status::no_such_path()),
+        },
+        ("GET", Route::Collection(resource, namespace)) => {
+            let features = Features {
+                streaming_lists: shared.options.streaming_lists,
+                service_fields: shared.options.service_field_selectors,
+            };
+            match Read::parse(resource, namespace, &query, features)? {
+                Read::List(request) => Ok(list(resource, shared.store().list(resource, &request)?)),
+                Read::Watch(request) => start_watch(shared, resource, request),
+            }
+        }
+        ("GET", Route::Object(resource, key)) => {
+            Ok(object(200, &*shared.store().get(resource, &key)?))
+        }
+        ("POST", Route::Collection(resource, namespace)) => {
+            let value = write::parse_body(&parts.headers, &body)?;
+            let (key, value) = write::place(resource, namespace.as_deref(), value)?;
+            Ok(object(201, &*shared.store().create(resource, key, value)?))
+        }
+        ("PUT", Route::Object(resource, key)) => {
+            let value = write::parse_body(&parts.headers, &body)?;
+            let value = write::replacement(resource, &key, value)?;
+            Ok(object(
+                200,
+                &*shared.store().replace(resource, &key, value)?,
+            ))
+        }
+        ("PATCH", Route::Object(resource, key)) => {
+            let patch = write::parse_patch(&parts.headers, &body)?;
+            let mut store = shared.store();
+            let mut value = store.get(resource, &key)?.value();
+            write::merge(&mut value, patch);
+            let value = write::replacement(resource, &key, value)?;
+            Ok(object(200, &*store.replace(resource, &key, value)?))
+        }
+        ("DELETE", Route::Object(resource, key)) => delete(shared, resource, &key),
+        (_, Route::Unknown) => Err(Status::no_such_path()),
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+fn start_watch(
+    shared: &Arc<Shared>,
+    resource: Resource,
+    request: WatchRequest,
+) -> Result<Response, Status> {
+    if shared.faults().expire_watch() {
+        let line = watch::error_line(&Status::refused(410, None));
+        return Ok(respond(200, "application/json", line));
+    }
+    let subscription = shared.store().watch(resource, request.start);
+    let body = match subscription {
+        Ok(subscription) => Body::from_stream(watch::stream(
+            shared.clone(),
+            resource,
+            request,
+            subscription,
+        )),
+        // Once the options are accepted, a version that is too old is told in the stream (Cacher.Watch: "other errors
+        // must fail with a watch event of type ERROR").
+        Err(status) if status.code == 410 => Body::from(watch::error_line(&status)),
+        Err(status) => return Err(status),
+    };
+    Ok(respond(200, "application/json", body))
+}
+
+/// The list, sent in chunks as it is put together, so that a large one is never in memory twice.
+fn list(resource: Resource, page: Page) -> Response {
+    let mut metadata = serde_json::json!({ "resourceVersion": page.version.to_string() });
+    if let Some(next) = page.next {
+        metadata["continue"] = next.to_text().into();
+    }
+    if let Some(remaining) = page.remaining {
+        metadata["remainingItemCount"] = remaining.into();
+    }
+    let head = format!(
+        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+        resource.kind(),
+        resource.api_version()
+    );
+    let mut objects = page.objects.into_iter();
+    let mut chunk = head.into_bytes();
+    let mut first = true;
+    let chunks = std::iter::from_fn(move || {
+        loop {
+            let Some(object) = objects.next() else {
+                // The bracket closes once: after it there is nothing to send.
+                if chunk.is_empty() {
+                    return None;
+                }
+                chunk.extend_from_slice(b"]}\n");
+                return Some(Ok::<_, Infallible>(Bytes::from(std::mem::take(&mut chunk))));
+            };
+            if !std::mem::take(&mut first) {
+                chunk.push(b',');
+            }
+            chunk.extend_from_slice(&object.json);
+            // The last object stays for the chunk that closes the list.
+            if chunk.len() >= CHUNK_BYTES && objects.len() > 0 {
+                let full = std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK_BYTES + 4096));
+                return Some(Ok(Bytes::from(full)));
+            }
+        }
+    });
+    json(200, Body::from_stream(stream::iter(chunks)))
+}
+
+/// Services answer with what was deleted, other kinds with a Status (`ReturnDeletedObject` of their registries).
+fn delete(shared: &Shared, resource: Resource, key: &Key) -> Result<Response, Status> {
+    let gone = shared.store().delete(resource, key)?;
+    if resource == Resource::Services {
+        return Ok(object(200, &gone));
+    }
+    let uid = gone.value()["metadata"]["uid"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    Ok(json(200, deleted(resource, key, &uid).to_string()))
+}
+
+fn object(code: u16, object: &Object) -> Response {
+    json(code, object.json.clone())
+}
+
+fn error(status: &Status) -> Response {
+    let mut response = json(status.code, status.to_json().to_string());
+    if let Some(after) = status.retry_after {
+        response
+            .headers_mut()
+            .insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+    }
+    response
+}
+
+fn json(code: u16, body: impl Into<Body>) -> Response {
+    respond(code, "application/json", body)
+}
+
+fn respond(code: u16, content_type: &'static str, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = StatusCode::from_u16(code).expect("codes are between 100 and 999");
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,188 @@
+//! A watch as a stream of lines.
+//!
+//! A line that is ready alone is sent as the shared bytes it is; many that are ready at once (the initial events of a
+//! large collection) are sent together in larger chunks.
+
+use std::io;
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use futures::Stream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, interval_at, sleep_until};
+
+use super::Shared;
+use super::object::{Change, Filter, Object, bookmark, line};
+use super::query::{Start, WatchRequest};
+use super::resource::Resource;
+use super::status::Status;
+use super::store::{Cut, Signal, Subscription};
+
+/// The lines of a watch, until its timeout or a cut.
+pub(super) fn stream(
+    shared: Arc<Shared>,
+    resource: Resource,
+    request: WatchRequest,
+    subscription: Subscription,
+) -> impl Stream<Item = io::Result<Bytes>> {
+    let now = Instant::now();
+    let every = shared.options.bookmark_interval;
+    let watch = Watch {
+        resource,
+        bookmarks: request.bookmarks.then(|| interval_at(now + every, every)),
+        deadline: request.timeout.map(|timeout| now + timeout),
+        told: subscription.version,
+        after: subscription.version,
+        initial: subscription.initial.into_iter(),
+        ends_initial: request.bookmarks && matches!(request.start, Start::StreamingList(_)),
+        signals: subscription.signals,
+        filter: request.filter,
+        hung: shared.hung.subscribe(),
+        shared,
+        closing: None,
+    };
+    futures::stream::unfold(watch, async |mut watch| {
+        watch.next().await.map(|item| (item, watch))
+    })
+}
+
+/// The line that ends a watch whose version is too old, or that fails once its options were accepted.
+pub(super) fn error_line(status: &Status) -> Bytes {
+    line("ERROR", status.to_json().to_string().as_bytes())
+}
+
+const CHUNK_BYTES: usize = 256 * 1024;
+
+struct Watch {
+    shared: Arc<Shared>,
+    resource: Resource,
+    filter: Filter,
+    bookmarks: Option<Interval>,
+    deadline: Option<Instant>,
+    /// The version of the last write this watch has heard of.
+    told: u64,
+    /// Writes up to this one are known to the client.
+    after: u64,
+    initial: std::vec::IntoIter<Arc<Object>>,
+    ends_initial: bool,
+    signals: mpsc::UnboundedReceiver<Signal>,
+    hung: watch::Receiver<bool>,
+    closing: Option<Cut>,
+}
+
+impl Watch {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+        loop {
+            self.hung.wait_for(|hung| !hung).await.ok()?;
+            if let Some(chunk) = self.ready() {
+                return Some(Ok(chunk));
+            }
+            match self.closing {
+                Some(Cut::Clean) => return None,
+                Some(Cut::Broken) => return Some(Err(self.break_off().await)),
+                Some(Cut::HalfLine) => {
+                    self.closing = Some(Cut::Broken);
+                    let whole = bookmark(self.resource, self.told, false);
+                    return Some(Ok(whole.slice(..whole.len() / 2)));
+                }
+                None => {}
+            }
+            tokio::select! {
+                biased;
+                // A hung watch must not say another word, whatever else is ready.
+                _ = self.hung.changed() => {}
+                signal = self.signals.recv() => {
+                    if let Some(line) = self.take(signal.unwrap_or(Signal::Cut(Cut::Clean))) {
+                        return Some(Ok(line));
+                    }
+                }
+                () = wait_until(self.deadline) => {
+                    self.closing = Some(Cut::Clean);
+                    if self.bookmarks.is_some() {
+                        return Some(Ok(self.bookmark()));
+                    }
+                }
+                () = tick(&mut self.bookmarks) => return Some(Ok(self.bookmark())),
+            }
+        }
+    }
+
+    /// What can be sent without waiting: the rest of the initial events, then what was signalled.
+    fn ready(&mut self) -> Option<Bytes> {
+        let mut lines = Vec::new();
+        let mut bytes = 0;
+        while bytes < CHUNK_BYTES && self.closing.is_none() {
+            let line = if let Some(object) = self.initial.next() {
+                self.filter
+                    .matches(&object)
+                    .then(|| object.line(Change::Added))
+            } else if std::mem::take(&mut self.ends_initial) {
+                Some(bookmark(self.resource, self.after, true))
+            } else if let Ok(signal) = self.signals.try_recv() {
+                self.take(signal)
+            } else {
+                break;
+            };
+            if let Some(line) = line {
+                bytes += line.len();
+                lines.push(line);
+            }
+        }
+        match lines.len() {
+            0 => None,
+            1 => lines.pop(),
+            _ => Some(lines.concat().into()),
+        }
+    }
+
+    fn take(&mut self, signal: Signal) -> Option<Bytes> {
+        match signal {
+            Signal::Event(event) => {
+                self.told = event.version;
+                // A client may have asked for changes after a version the server has not reached yet.
+                (event.version > self.after)
+                    .then(|| event.line_for(&self.filter))
+                    .flatten()
+            }
+            Signal::Cut(cut) => {
+                self.closing = Some(cut);
+                None
+            }
+        }
+    }
+
+    /// A bookmark of the newest version of which every write has been told.
+    fn bookmark(&self) -> Bytes {
+        let store = self.shared.store();
+        // Writes are signalled under this lock, so none can be on its way when the channel is empty.
+        let version = if self.signals.is_empty() {
+            store.version()
+        } else {
+            self.told
+        };
+        bookmark(self.resource, version, false)
+    }
+
+    async fn break_off(&mut self) -> io::Error {
+        self.closing = Some(Cut::Clean);
+        // hyper sends what it has when a body is not ready, and drops it when a body fails.
+        tokio::task::yield_now().await;
+        io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the test")
+    }
+}
+
+async fn wait_until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
