@@ -16,5 +16,6 @@ pub mod model;
 pub mod plan;
 pub mod run;
 pub mod source;
+mod sync_loop;
 #[cfg(test)]
 mod testing;

@@ -1,32 +1,23 @@
-//! Wires the tasks: sources send events, one loop owns the engine and brings the kernel along.
-//!
-//! No change waits for a timer: the first event is synced at once, and those that arrive meanwhile go together
-//! into the next sync. The loop has a thread of its own, because talking to the kernel blocks.
+//! Wires the tasks for each mode of the program: sources send events, the loop takes them.
 
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{self, Sender};
+use std::time::Instant;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::config::{Config, SourceConfig};
 use crate::dataplane::nft::Nft;
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::dry_run::{DryRun, Settings, dry_run};
 use crate::engine::Engine;
-use crate::event::Event;
 use crate::host::addresses::{self, AddressError};
-use crate::model::{Family, PerFamily};
+use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError};
 use crate::source::manifests::{self, ManifestError, Manifests};
-
-/// The first pause after a failed sync; it doubles with each failure in a row.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-
-/// The longest pause after a failed sync.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
+use crate::sync_loop::{Message, SyncLoop};
 
 /// Why proxyd ends with a failure.
 #[derive(Debug, thiserror::Error)]
@@ -48,12 +39,6 @@ pub enum RunError {
     Addresses(#[from] AddressError),
 }
 
-/// What the loop takes.
-enum Message {
-    Event(Event),
-    Stop(&'static str),
-}
-
 /// Keeps the rules right until a signal ends it; they stay in place then.
 ///
 /// # Errors
@@ -72,8 +57,8 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
         "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
         config.node_name
     );
-    let mut engine = Engine::new(config.plan.clone());
-    let signal = sync_loop(&mut engine, &mut dataplane, &receiver, started);
+    let engine = Engine::new(config.plan.clone());
+    let signal = SyncLoop::new(engine, &mut dataplane, started).run(&receiver);
     info!("{signal}: stopping; the rules stay in place (proxyd --cleanup removes them)");
     runtime.shutdown_background();
     Ok(())
@@ -87,7 +72,7 @@ fn start_sources(
 ) -> Result<(), RunError> {
     let send = {
         let sender = sender.clone();
-        move |event| sender.send(Message::Event(event)).is_ok()
+        move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
     };
     runtime.spawn(addresses::watch(send.clone()));
     let node_name = config.node_name.clone();
@@ -107,94 +92,6 @@ fn start_sources(
         }
     }
     Ok(())
-}
-
-/// Handles events and syncs until a message says to stop; returns why.
-fn sync_loop(
-    engine: &mut Engine,
-    dataplane: &mut dyn Dataplane,
-    receiver: &Receiver<Message>,
-    started: Instant,
-) -> &'static str {
-    let mut retry = PerFamily::<Retry>::default();
-    let mut in_sync_once = false;
-    loop {
-        let due = Family::ALL
-            .into_iter()
-            .filter_map(|family| retry.get(family).at)
-            .min();
-        let first = match due {
-            None => receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(at) => receiver.recv_timeout(at.saturating_duration_since(Instant::now())),
-        };
-        let received = Instant::now();
-        let first = match first {
-            Ok(message) => Some(message),
-            Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => return "every source ended",
-        };
-        for message in first.into_iter().chain(receiver.try_iter()) {
-            match message {
-                Message::Event(event) => engine.handle(event),
-                Message::Stop(signal) => return signal,
-            }
-        }
-        for family in Family::ALL {
-            let retry = retry.get_mut(family);
-            if retry.at.is_none_or(|at| at <= received) {
-                sync(engine, dataplane, family, retry);
-            }
-        }
-        let in_sync = engine.is_ready()
-            && Family::ALL
-                .iter()
-                .all(|family| retry.get(*family).at.is_none());
-        if in_sync && !std::mem::replace(&mut in_sync_once, true) {
-            info!(
-                "in sync {} ms after the start: {} Services have rules; {} objects are not served or only in part",
-                started.elapsed().as_millis(),
-                engine.snapshot().service_count(),
-                engine.complaint_count(),
-            );
-        }
-    }
-}
-
-/// When and how a family that failed is tried again.
-#[derive(Debug, Default)]
-struct Retry {
-    at: Option<Instant>,
-    failures: u32,
-    reported: String,
-}
-
-/// Syncs one family, and notes when to try again if it fails.
-fn sync(engine: &mut Engine, dataplane: &mut dyn Dataplane, family: Family, retry: &mut Retry) {
-    let started = Instant::now();
-    match engine.sync(family, dataplane) {
-        Ok(synced) => {
-            if synced.full || synced.changes > 0 {
-                debug!("{family}: {synced} in {:?}", started.elapsed());
-            }
-            if retry.failures > 0 {
-                info!("{family}: in sync again after {} failures", retry.failures);
-            }
-            *retry = Retry::default();
-        }
-        Err(error) => {
-            let pause = FIRST_RETRY
-                .saturating_mul(1 << retry.failures.min(16))
-                .min(LONGEST_RETRY);
-            retry.at = Some(started + pause);
-            retry.failures += 1;
-            let text = error.to_string();
-            // The same failure again is no news.
-            if text != retry.reported {
-                warn!("{family}: the rules are not in sync: {text}; trying again");
-                retry.reported = text;
-            }
-        }
-    }
 }
 
 /// Removes our rules from the kernel.

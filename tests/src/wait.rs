@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How often a condition is looked at.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Asks `probe` until it has something, and returns it; `None` when `patience` is over.
 ///
@@ -16,6 +16,22 @@ pub fn poll<T>(patience: Duration, mut probe: impl FnMut() -> Option<T>) -> Opti
         match probe() {
             None if late => return None,
             None => thread::sleep(POLL_INTERVAL),
+            found => return found,
+        }
+    }
+}
+
+/// As [`poll`], on a tokio runtime that has a timer.
+pub async fn poll_async<T>(
+    patience: Duration,
+    mut probe: impl AsyncFnMut() -> Option<T>,
+) -> Option<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        let late = Instant::now() >= deadline;
+        match probe().await {
+            None if late => return None,
+            None => tokio::time::sleep(POLL_INTERVAL).await,
             found => return found,
         }
     }

@@ -325,16 +325,18 @@ fn spawned_program_dies_with_the_process_that_started_it() {
     if std::env::var_os(VARIABLE).is_some() {
         // The second self: starts a program, says which, and is killed.
         let netns = Netns::new().unwrap();
-        let child = netns.spawn("sleep", |sleep| {
-            sleep.arg("60").stdout(Stdio::null()).stderr(Stdio::null());
-        });
-        let child = child.unwrap();
+        let child = netns
+            .spawn("sleep", |sleep| {
+                sleep.arg("60").stdout(Stdio::null()).stderr(Stdio::null());
+            })
+            .unwrap()
+            .id();
         // Until then it is still setpriv(1), which may not have asked for the signal yet.
-        let comm = format!("/proc/{}/comm", child.id());
+        let comm = format!("/proc/{child}/comm");
         eventually("the program runs", PATIENCE, || {
             std::fs::read_to_string(&comm).unwrap() == "sleep\n"
         });
-        println!("\nchild={}", child.id());
+        println!("\nchild={child}");
         nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL).unwrap();
     }
     let output = Command::new(std::env::current_exe().unwrap())

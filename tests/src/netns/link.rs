@@ -7,9 +7,9 @@
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressHeaderFlags;
@@ -18,6 +18,7 @@ use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::Netns;
+use crate::wait::poll_async;
 
 /// The leaf's end of every link.
 pub const LEAF_DEVICE: &str = "eth0";
@@ -38,7 +39,6 @@ const LEAF_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 2];
 
 /// How long the kernel's workers may take to see a carrier or an address: they take milliseconds.
 const WORKER_PATIENCE: Duration = Duration::from_secs(5);
-const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A veth pair to be made between a router and a leaf.
 #[derive(Debug)]
@@ -209,22 +209,14 @@ pub(super) fn set_loopback_up(netns: &Netns) -> Result<()> {
 /// The end that came up first gets its queue when a worker of the kernel's (linkwatch) has seen the carrier; until then
 /// it drops every packet without a word.
 async fn operational(netlink: &Handle, index: u32) -> Result<()> {
-    let deadline = Instant::now() + WORKER_PATIENCE;
-    loop {
+    let up = LinkAttribute::OperState(State::Up);
+    poll_async(WORKER_PATIENCE, async || {
         let mut links = netlink.link().get().match_index(index).execute();
-        let link = links.try_next().await?.context("the device is gone")?;
-        if link
-            .attributes
-            .contains(&LinkAttribute::OperState(State::Up))
-        {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "no carrier within {WORKER_PATIENCE:?}"
-        );
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
+        let link = links.try_next().await.ok()??;
+        link.attributes.contains(&up).then_some(())
+    })
+    .await
+    .with_context(|| format!("no carrier within {WORKER_PATIENCE:?}"))
 }
 
 async fn set_up(netlink: &Handle, index: u32) -> Result<()> {
@@ -289,21 +281,14 @@ async fn add_address_by_index(netlink: &Handle, index: u32, address: IpNet) -> R
 /// address detection; until then a packet to it goes elsewhere.
 async fn accepted(netlink: &Handle, address: IpAddr) -> Result<()> {
     let question = destined(IpNet::from(address))?.build();
-    let deadline = Instant::now() + WORKER_PATIENCE;
-    loop {
+    poll_async(WORKER_PATIENCE, async || {
         let mut routes = netlink.route().get(question.clone()).execute();
         // An error is "no route", and there may be none yet.
-        if let Ok(Some(route)) = routes.try_next().await
-            && route.header.kind == RouteType::Local
-        {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "{address} does not work within {WORKER_PATIENCE:?}"
-        );
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
+        let route = routes.try_next().await.ok()??;
+        (route.header.kind == RouteType::Local).then_some(())
+    })
+    .await
+    .with_context(|| format!("{address} does not work within {WORKER_PATIENCE:?}"))
 }
 
 async fn index_of(netlink: &Handle, device: &str) -> Result<u32> {

@@ -1,0 +1,144 @@
+//! The loop that owns the engine: takes messages, syncs, and tries again what failed.
+//!
+//! No change waits for a timer: the first event is synced at once, and those that come meanwhile go together
+//! into the next sync. It blocks, since talking to the kernel does.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use crate::dataplane::Dataplane;
+use crate::engine::Engine;
+use crate::event::Event;
+use crate::model::{Family, PerFamily};
+
+/// The first pause after a failed sync; it doubles with each failure in a row.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+
+/// The longest pause after a failed sync.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// What the loop takes.
+pub(crate) enum Message {
+    /// An event, and when it came.
+    Event(Event, Instant),
+    /// The signal that ends the agent.
+    Stop(&'static str),
+}
+
+/// The engine, the kernel behind it, and what is to be tried again.
+pub(crate) struct SyncLoop<'a> {
+    engine: Engine,
+    dataplane: &'a mut dyn Dataplane,
+    retries: PerFamily<Retry>,
+    started: Instant,
+    was_in_sync: bool,
+}
+
+/// When and how a family that failed is tried again.
+#[derive(Debug, Default)]
+struct Retry {
+    at: Option<Instant>,
+    failures: u32,
+    reported: String,
+}
+
+impl<'a> SyncLoop<'a> {
+    /// A loop that has done nothing yet. `started` is when the program did.
+    pub(crate) fn new(engine: Engine, dataplane: &'a mut dyn Dataplane, started: Instant) -> Self {
+        Self {
+            engine,
+            dataplane,
+            retries: PerFamily::default(),
+            started,
+            was_in_sync: false,
+        }
+    }
+
+    /// Runs until a message says to stop; returns why.
+    pub(crate) fn run(mut self, messages: &Receiver<Message>) -> &'static str {
+        loop {
+            let first = match self.next_retry() {
+                None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(at) => messages.recv_timeout(at.saturating_duration_since(Instant::now())),
+            };
+            let first = match first {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return "every source ended",
+            };
+            let mut oldest = Instant::now();
+            for message in first.into_iter().chain(messages.try_iter()) {
+                match message {
+                    Message::Event(event, came) => {
+                        oldest = oldest.min(came);
+                        self.engine.handle(event);
+                    }
+                    Message::Stop(signal) => return signal,
+                }
+            }
+            let now = Instant::now();
+            for family in Family::ALL {
+                if self.retries.get(family).at.is_none_or(|at| at <= now) {
+                    self.sync(family, oldest);
+                }
+            }
+            self.report_first_sync();
+        }
+    }
+
+    fn next_retry(&self) -> Option<Instant> {
+        Family::ALL
+            .into_iter()
+            .filter_map(|family| self.retries.get(family).at)
+            .min()
+    }
+
+    /// Syncs one family, and notes when to try again if that fails. `oldest` is when the first of the events
+    /// that it carries came.
+    fn sync(&mut self, family: Family, oldest: Instant) {
+        let result = self.engine.sync(family, self.dataplane);
+        let retry = self.retries.get_mut(family);
+        match result {
+            Ok(synced) => {
+                if synced.full || synced.changes > 0 {
+                    debug!(
+                        "{family}: {synced}, {} µs after the event",
+                        oldest.elapsed().as_micros()
+                    );
+                }
+                if retry.failures > 0 {
+                    info!("{family}: in sync again after {} failures", retry.failures);
+                }
+                *retry = Retry::default();
+            }
+            Err(error) => {
+                let pause = FIRST_RETRY
+                    .saturating_mul(1 << retry.failures.min(16))
+                    .min(LONGEST_RETRY);
+                retry.at = Some(Instant::now() + pause);
+                retry.failures += 1;
+                let text = error.to_string();
+                // The same failure again is no news.
+                if text != retry.reported {
+                    warn!("{family}: the rules are not in sync: {text}; trying again");
+                    retry.reported = text;
+                }
+            }
+        }
+    }
+
+    fn report_first_sync(&mut self) {
+        if self.was_in_sync || !self.engine.is_ready() || self.next_retry().is_some() {
+            return;
+        }
+        self.was_in_sync = true;
+        info!(
+            "in sync {} ms after the start: {} Services have rules; {} objects are not served or only in part",
+            self.started.elapsed().as_millis(),
+            self.engine.snapshot().service_count(),
+            self.engine.complaint_count(),
+        );
+    }
+}
