@@ -1,6 +1,6 @@
 //! The program `proxyd`: flags in, exit status out. 0 is success, 1 a failure, 2 wrong usage.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -61,6 +61,7 @@ fn start_logging(verbosity: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(ours)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
 }

@@ -2,7 +2,9 @@
 //!
 //! This file is the command line; each command is a module of the same name. Nothing here is shipped.
 
+mod bench;
 mod check;
+mod demo;
 mod test;
 mod tidy;
 mod tools;
@@ -25,6 +27,10 @@ enum Command {
     Check,
     /// Install what is missing, build the agent and run every test.
     Test(test::Args),
+    /// Run the agent on the examples, between network namespaces, and show who answers.
+    Demo(demo::Args),
+    /// Measure start, change latency and memory on made-up clusters.
+    Bench(bench::Args),
     /// The house rules alone (a part of `check`; takes no time).
     Tidy,
 }
@@ -33,6 +39,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Check => check::run(),
         Command::Test(args) => test::run(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Tidy => tidy::run(),
     };
     match result {
