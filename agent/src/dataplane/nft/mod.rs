@@ -1,10 +1,12 @@
 //! The nftables back end: constant rules, state in named maps.
 //!
 //! [`skeleton`] is the program (text, loaded by `nft`), [`elements`] turns deltas into elements of its maps,
-//! [`render`] prints both as text, [`encode`] turns elements to netlink messages and back. Only [`process`]
+//! [`render`] prints both as text, [`encode`], [`chains`] and [`decode`] are the netlink
+//! messages. Only [`process`]
 //! and [`netlink`] do I/O. Needs Linux 5.6 (concatenations in maps with payloads) and nft 1.0.1 or later.
 
 mod chains;
+mod decode;
 mod elements;
 mod encode;
 mod netlink;

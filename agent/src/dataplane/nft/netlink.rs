@@ -9,18 +9,17 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, NfTablesMessage, TableAttribute, TableMessage,
+    ChainMessage, NfTablesMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::super::DataplaneError;
+use super::decode::{self, Answer};
 use super::elements::{Chain, Elements, Set};
 use super::encode;
 use super::skeleton::TABLE;
@@ -32,6 +31,10 @@ const SUBSYSTEM_NFTABLES: u16 = 10;
 
 /// How often a dump is begun anew because somebody changed the rules meanwhile.
 const DUMP_TRIES: usize = 10;
+
+/// How much is received at once. The kernel fills dumps up to 32 KiB into a buffer of that size or more; into
+/// smaller ones it writes less at a time, and begins each time at the front of the set to find its place.
+const RECEIVE_BUFFER: usize = 64 * 1024;
 
 /// How long the kernel may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,6 +57,8 @@ impl Connection {
         let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
         setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)
             .map_err(|errno| DataplaneError::Netlink(errno.into()))?;
+        // A refusal need not repeat what was refused, so that every answer fits the buffer.
+        socket.set_cap_ack(true).map_err(DataplaneError::Netlink)?;
         Ok(Self {
             socket,
             sequence: 0,
@@ -67,13 +72,12 @@ impl Connection {
     ) -> Result<Option<String>, DataplaneError> {
         let request = NfTablesMessage::GetTable(our_table());
         match self.request(family, request, 0) {
-            Ok(answers) => {
-                let comment = answers.into_iter().find_map(|answer| match answer {
-                    NfTablesMessage::NewTable(table) => comment_of(&table),
-                    _ => None,
-                });
-                Ok(Some(comment.unwrap_or_default()))
-            }
+            Ok(answers) => Ok(Some(
+                answers
+                    .iter()
+                    .find_map(decode::table_comment)
+                    .unwrap_or_default(),
+            )),
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(None),
             Err(error) => Err(refused("to show our table", error)),
         }
@@ -92,9 +96,7 @@ impl Connection {
                     refused(&format!("to list the elements of {}", set.name()), error)
                 })?;
             for answer in &answers {
-                if let NfTablesMessage::NewSetElement(elements) = answer
-                    && encode::note_elements(&mut held, set, family, elements).is_none()
-                {
+                if decode::note_elements(&mut held, set, family, answer).is_none() {
                     return Ok(None);
                 }
             }
@@ -110,21 +112,7 @@ impl Connection {
         let answers = self
             .request(family, request, NLM_F_DUMP)
             .map_err(|error| refused("to list the chains", error))?;
-        let ours = ChainAttribute::Table(TABLE.to_owned());
-        Ok(answers
-            .iter()
-            .filter_map(|answer| match answer {
-                NfTablesMessage::NewChain(chain) if chain.attributes.contains(&ours) => Some(chain),
-                _ => None,
-            })
-            .flat_map(|chain| &chain.attributes)
-            .filter_map(|attribute| match attribute {
-                ChainAttribute::Name(name) => {
-                    Chain::parse(name).filter(|chain| *chain != Chain::Reject)
-                }
-                _ => None,
-            })
-            .collect())
+        Ok(answers.iter().filter_map(decode::balancing_chain).collect())
     }
 
     /// Commits new chains, removals and additions of elements as one transaction. The chains come as messages
@@ -156,7 +144,7 @@ impl Connection {
         family: Family,
         request: NfTablesMessage,
         flags: u16,
-    ) -> io::Result<Vec<NfTablesMessage>> {
+    ) -> io::Result<Vec<Answer>> {
         for _ in 0..DUMP_TRIES {
             let sequence = self.next_sequence();
             let mut buffer = Vec::new();
@@ -228,15 +216,17 @@ impl Connection {
 
     /// Reads the answers to the requests with sequence numbers from `first` to `last`, up to the one that ends
     /// the last; tells whether a dump was interrupted by a change. Late answers to earlier requests are skipped.
-    fn answers(&self, first: u32, last: u32) -> io::Result<(Vec<NfTablesMessage>, bool)> {
+    fn answers(&self, first: u32, last: u32) -> io::Result<(Vec<Answer>, bool)> {
         let mut answers = Vec::new();
         let mut interrupted = false;
         let mut failure = None;
+        let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
         loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = datagram.as_slice();
+            buffer.clear();
+            self.socket.recv(&mut buffer, 0)?;
+            let mut rest = buffer.as_slice();
             while !rest.is_empty() {
-                let message = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+                let message = NetlinkMessage::<Answer>::deserialize(rest)
                     .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
                 let length = (message.header.length as usize).next_multiple_of(4);
                 rest = rest.get(length..).unwrap_or_default();
@@ -246,10 +236,7 @@ impl Connection {
                 }
                 interrupted |= message.header.flags & NLM_F_DUMP_INTR != 0;
                 let ended = match message.payload {
-                    NetlinkPayload::InnerMessage(NetfilterMessage {
-                        inner: NetfilterMessageInner::NfTables(answer),
-                        ..
-                    }) => {
+                    NetlinkPayload::InnerMessage(answer) => {
                         answers.push(answer);
                         false
                     }
@@ -299,27 +286,6 @@ fn emit(buffer: &mut Vec<u8>, message: NetfilterMessage, flags: u16, sequence: u
     let start = buffer.len();
     buffer.resize((start + message.buffer_len()).next_multiple_of(4), 0);
     message.serialize(&mut buffer[start..]);
-}
-
-/// The comment in a table's user data: a list of (type, length, bytes), where type 0 is the comment
-/// (libnftnl `include/libnftnl/udata.h`).
-fn comment_of(table: &TableMessage) -> Option<String> {
-    let mut data = table
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            TableAttribute::UserData(data) => Some(data.as_slice()),
-            _ => None,
-        })?;
-    while let [kind, length, rest @ ..] = data {
-        let (value, next) = rest.split_at_checked(usize::from(*length))?;
-        if *kind == 0 {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(String::from_utf8_lossy(text).into_owned());
-        }
-        data = next;
-    }
-    None
 }
 
 fn refused(what: &str, error: io::Error) -> DataplaneError {

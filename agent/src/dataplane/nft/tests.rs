@@ -1,6 +1,8 @@
 //! What is written can be read back, and a skeleton's version tells programs apart.
 
+use netlink_packet_core::{Emitable, NetlinkDeserializable as _, NetlinkHeader};
 use netlink_packet_netfilter::nftables::{NfTablesMessage, SetElementList};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use proptest::prelude::*;
 
 use super::*;
@@ -71,6 +73,15 @@ fn a_chain_of_any_shape_is_known_by_its_name() {
     }
 }
 
+/// The message as the kernel would send it back.
+fn answered(message: NfTablesMessage) -> decode::Answer {
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    let message = NetfilterMessage::new(header, message);
+    let mut bytes = vec![0; Emitable::buffer_len(&message)];
+    message.emit(&mut bytes);
+    decode::Answer::deserialize(&NetlinkHeader::default(), &bytes).unwrap()
+}
+
 proptest! {
     #[test]
     fn what_is_written_can_be_read_back(
@@ -89,14 +100,15 @@ proptest! {
 
             let mut read = Held::default();
             for message in encode::additions(&elements(&delta).added) {
-                let NfTablesMessage::NewSetElement(message) = message else {
+                let NfTablesMessage::NewSetElement(elements) = &message else {
                     panic!("an addition of elements was expected");
                 };
                 let is_for = |set: &Set| {
-                    message.attributes.contains(&SetElementList::Set(set.name().to_owned()))
+                    elements.attributes.contains(&SetElementList::Set(set.name().to_owned()))
                 };
                 let set = Set::ALL.into_iter().find(is_for).unwrap();
-                prop_assert_eq!(encode::note_elements(&mut read, set, family, &message), Some(()));
+                let answer = answered(message);
+                prop_assert_eq!(decode::note_elements(&mut read, set, family, &answer), Some(()));
             }
             prop_assert_eq!(written, read);
         }
