@@ -1,4 +1,4 @@
-//! Tests.
+//! What the integration tests stand on: clusters of network namespaces, traffic, the agent under test, an API server.
 
 pub mod agent;
 pub mod apiserver;
@@ -6,5 +6,7 @@ pub mod cluster;
 pub mod envtest;
 pub mod generation;
 pub mod netns;
+pub mod objects;
 pub mod traffic;
 pub mod wait;
+pub mod world;

@@ -1,0 +1,152 @@
+//! A cluster with the agent at work on node-1, fed by a directory of manifests.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::agent::Agent;
+use crate::cluster::{CLUSTER_CIDR, Cluster, Host, Pod};
+use crate::objects;
+use crate::traffic::{Protocol, Tally, ask, ask_many};
+use crate::wait::eventually;
+
+/// For what must come: much longer than it takes.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// For what must not come: nothing in a namespace takes this long.
+pub const SILENCE: Duration = Duration::from_millis(300);
+
+/// A cluster, the agent on its node-1, and the manifests that it reads.
+#[derive(Debug)]
+pub struct World {
+    /// The agent.
+    pub agent: Agent,
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The directory that the agent reads.
+    pub manifests: TempDir,
+}
+
+impl World {
+    /// Starts the agent with these objects and waits until it is in sync. `args` come after those that name the
+    /// manifests and the node; [`World::DETECT_PODS`] is most often among them.
+    pub fn start(cluster: Cluster, objects: &[Value], args: &[&str]) -> Self {
+        let manifests = TempDir::new().expect("the directory for temporary files can be written");
+        let agent = start(&cluster, &manifests, objects, args);
+        Self {
+            agent,
+            cluster,
+            manifests,
+        }
+    }
+
+    /// The arguments that make the agent know the pods' addresses.
+    pub const DETECT_PODS: [&str; 2] = ["--cluster-cidr", CLUSTER_CIDR];
+
+    /// Gives the agent other objects. It takes them a moment later.
+    pub fn write(&self, objects: &[Value]) {
+        write(&self.manifests, objects);
+    }
+
+    /// Ends the agent and starts another one with the same objects.
+    #[must_use]
+    pub fn restart(self, args: &[&str]) -> Self {
+        let Self {
+            agent,
+            cluster,
+            manifests,
+        } = self;
+        agent.terminate();
+        let agent = start_on(&cluster, &manifests, args);
+        Self {
+            agent,
+            cluster,
+            manifests,
+        }
+    }
+
+    /// The node that the agent is on.
+    pub fn node(&self) -> &Host {
+        &self.cluster.node1.host
+    }
+}
+
+fn start(cluster: &Cluster, manifests: &TempDir, objects: &[Value], args: &[&str]) -> Agent {
+    write(manifests, objects);
+    start_on(cluster, manifests, args)
+}
+
+fn start_on(cluster: &Cluster, manifests: &TempDir, args: &[&str]) -> Agent {
+    let node = &cluster.node1.host;
+    let directory = manifests.path().to_str().expect("the path is UTF-8");
+    let own = [
+        "-v4",
+        "--hostname-override",
+        &node.name,
+        "--manifests",
+        directory,
+    ];
+    let agent = Agent::start(&node.netns, &[&own, args].concat());
+    agent.wait_for_log("in sync", PATIENCE);
+    agent
+}
+
+fn write(manifests: &TempDir, objects: &[Value]) {
+    // Written beside and moved: the agent never sees half of it.
+    let beside = manifests.path().join("objects.tmp");
+    fs::write(&beside, objects::list(objects)).expect("the directory is ours");
+    fs::rename(&beside, manifests.path().join("objects.json")).expect("the directory is ours");
+}
+
+/// Asks many times; every one of `pods` must answer, nobody else, and all must see `source`.
+#[track_caller]
+pub fn expect_answers(
+    from: &Host,
+    protocol: Protocol,
+    to: SocketAddr,
+    pods: &[&Pod],
+    source: IpAddr,
+) {
+    // With 40 questions one of two or three pods is missed once in ten million runs.
+    let tally = ask_many(&from.netns, protocol, to, PATIENCE, 40);
+    let what = format!("{} → {to} {protocol}: {tally:?}", from.name);
+    let mut expected: Vec<&str> = pods.iter().map(|pod| pod.host.name.as_str()).collect();
+    expected.sort_unstable();
+    assert!(tally.failures.is_empty(), "{what}");
+    assert!(tally.servers.keys().eq(expected), "{what}");
+    assert_eq!(tally.seen, [source].into(), "{what}");
+}
+
+/// Waits until these pods and no others answer. For what follows a change, which the agent takes a moment for.
+#[track_caller]
+pub fn wait_for_answers(from: &Host, protocol: Protocol, to: SocketAddr, pods: &[&Pod]) {
+    let mut expected: Vec<&str> = pods.iter().map(|pod| pod.host.name.as_str()).collect();
+    expected.sort_unstable();
+    let what = format!(
+        "{} → {to} {protocol} is answered by {expected:?}",
+        from.name
+    );
+    eventually(&what, PATIENCE, || {
+        let Tally {
+            servers, failures, ..
+        } = ask_many(&from.netns, protocol, to, SILENCE, 40);
+        failures.is_empty() && servers.keys().eq(&expected)
+    });
+}
+
+/// Asks until there is this failure.
+#[track_caller]
+pub fn wait_for_failure(
+    from: &Host,
+    protocol: Protocol,
+    to: SocketAddr,
+    failure: crate::traffic::Failure,
+) {
+    let what = format!("{} → {to} {protocol}: {failure}", from.name);
+    eventually(&what, PATIENCE, || {
+        ask(&from.netns, protocol, to, SILENCE).is_err_and(|found| found == failure)
+    });
+}

@@ -1,0 +1,510 @@
+//! The life of the agent: what it loads, what it leaves, what it finds again, and what it says.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Output;
+
+use proxyd_tests::agent::{Agent, binary, nft, run_once};
+use proxyd_tests::cluster::Cluster;
+use proxyd_tests::generation::Generation;
+use proxyd_tests::netns::{Netns, link};
+use proxyd_tests::objects::{Port, list, service, slice};
+use proxyd_tests::traffic::{Conversation, Protocol, ask};
+use proxyd_tests::wait::eventually;
+use proxyd_tests::world::{PATIENCE, World, wait_for_answers};
+use serde_json::{Value, json};
+
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+
+/// The agent's tables in a namespace as `nft` prints them: the blocks, and the lines of each, in one order and
+/// without what counts. (Elements come in the order of a hash table with a random seed.)
+fn rules(netns: &Netns) -> String {
+    let of_table = |family| {
+        let text = nft(netns, &["list", "table", family, "proxyd"], "");
+        let body = text
+            .trim_end()
+            .strip_suffix('}')
+            .expect("a table ends with a brace")
+            .to_owned();
+        let mut blocks: Vec<String> = body.split("\n\n").map(block).collect();
+        blocks.sort();
+        format!("{family}\n{}", blocks.join("\n\n"))
+    };
+    ["ip", "ip6"].map(of_table).join("\n\n")
+}
+
+/// One chain, map or set, with its lines in order.
+fn block(text: &str) -> String {
+    let text = text.replace("elements = {", "\n");
+    let counts = |word: &&str| ["packets", "bytes"].contains(word);
+    let mut lines: Vec<String> = text
+        .lines()
+        .map(|line| line.trim().trim_end_matches([',', '}', ' ']))
+        .filter(|line| {
+            !line.is_empty() && !line.starts_with("table ") && !line.starts_with("comment ")
+        })
+        .map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let kept = (0..words.len())
+                .filter(|&i| !counts(&words[i]) && (i == 0 || !counts(&words[i - 1])));
+            kept.map(|i| words[i]).collect::<Vec<_>>().join(" ")
+        })
+        .collect();
+    lines.sort();
+    lines.join("\n")
+}
+
+#[test]
+fn the_agent_and_the_dry_run_load_the_same_table() {
+    let args = [
+        "--manifests",
+        EXAMPLES,
+        "--hostname-override",
+        "node-1",
+        "--cluster-cidr",
+        "10.244.0.0/16,fd00:10:244::/56",
+    ];
+    let by_agent = Netns::new().unwrap();
+    let agent = Agent::start(&by_agent, &args);
+    agent.wait_for_log("in sync", PATIENCE);
+
+    let by_nft = Netns::new().unwrap();
+    let dry_run = run_once(&by_nft, &[&args[..], &["--dry-run"]].concat());
+    assert!(dry_run.status.success(), "{dry_run:?}");
+    nft(
+        &by_nft,
+        &["-f", "-"],
+        std::str::from_utf8(&dry_run.stdout).unwrap(),
+    );
+
+    let loaded = rules(&by_agent);
+    assert_eq!(loaded, rules(&by_nft));
+    assert!(
+        loaded.contains("chain cluster-") && loaded.contains("chain node-port-"),
+        "{loaded}"
+    );
+    for table in ["ip", "ip6"] {
+        let bytecode = |netns| {
+            nft(
+                netns,
+                &["--debug=netlink", "list", "table", table, "proxyd"],
+                "",
+            )
+        };
+        let expressions = |text: String| {
+            let mut lines: Vec<String> = text
+                .lines()
+                .filter(|l| l.starts_with("  ["))
+                .map(str::to_owned)
+                .collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(
+            expressions(bytecode(&by_agent)),
+            expressions(bytecode(&by_nft))
+        );
+    }
+    agent.terminate();
+}
+
+/// The dry run's rules, loaded over those of the agent, are adopted: the two are one version.
+#[test]
+fn what_nft_loaded_from_a_dry_run_is_adopted() {
+    let netns = Netns::new().unwrap();
+    let args = [
+        "-v4",
+        "--manifests",
+        EXAMPLES,
+        "--hostname-override",
+        "node-1",
+    ];
+    let dry_run = run_once(&netns, &[&args[..], &["--dry-run"]].concat());
+    nft(
+        &netns,
+        &["-f", "-"],
+        std::str::from_utf8(&dry_run.stdout).unwrap(),
+    );
+    let generation = Generation::of(&netns).unwrap();
+    let before = generation.get().unwrap();
+    let agent = Agent::start(&netns, &args);
+    agent.wait_for_log("in sync", PATIENCE);
+    assert_eq!(
+        generation.get().unwrap(),
+        before,
+        "nothing was written that was right already"
+    );
+    agent.terminate();
+}
+
+fn http(name: &str, ip: &str, pods: &[(&proxyd_tests::cluster::Pod, &str)]) -> [Value; 2] {
+    let endpoints: Vec<_> = pods
+        .iter()
+        .map(|(pod, node)| (pod.host.v4, *node))
+        .collect();
+    [
+        service(name, &[ip.parse().unwrap()], &[Port::HTTP]),
+        slice(name, &[Port::HTTP], &endpoints),
+    ]
+}
+
+#[test]
+fn rules_outlive_the_agent_and_a_restart_writes_only_what_differs() {
+    let cluster = Cluster::new();
+    let asker = cluster.node1.pod("asker");
+    let a = cluster.node1.pod("a").serving(8080);
+    let b = cluster.node2.pod("b").serving(8080);
+    let world = World::start(
+        cluster,
+        &http("web", "10.96.0.1", &[(&a, "node-1")]),
+        &World::DETECT_PODS,
+    );
+    let to = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
+    let mut open = Conversation::open(&asker.host.netns, Protocol::Tcp, to, PATIENCE).unwrap();
+    open.ask().unwrap();
+
+    let World {
+        agent,
+        cluster,
+        manifests,
+    } = world;
+    let (status, log) = agent.terminate();
+    assert!(status.success(), "{log:?}");
+    assert!(
+        log.last().unwrap().contains("the rules stay in place"),
+        "{log:?}"
+    );
+    assert_eq!(
+        ask(&asker.host.netns, Protocol::Tcp, to, PATIENCE)
+            .unwrap()
+            .server,
+        "a"
+    );
+
+    // While nobody watches, one endpoint comes.
+    let objects = http("web", "10.96.0.1", &[(&a, "node-1"), (&b, "node-2")]);
+    fs::write(manifests.path().join("objects.json"), list(&objects)).unwrap();
+    let before = Generation::of(&cluster.node1.host.netns).unwrap();
+    let generation = before.get().unwrap();
+    let directory = manifests.path().to_str().unwrap();
+    let own = [
+        "-v4",
+        "--hostname-override",
+        "node-1",
+        "--manifests",
+        directory,
+    ];
+    let agent = Agent::start(
+        &cluster.node1.host.netns,
+        &[&own[..], &World::DETECT_PODS].concat(),
+    );
+    agent.wait_for_log("IPv4: 2 changes after reading everything back", PATIENCE);
+    agent.wait_for_log("IPv6: 0 changes", PATIENCE);
+    agent.wait_for_log("in sync", PATIENCE);
+    assert_eq!(before.get().unwrap(), generation + 1, "one transaction");
+    wait_for_answers(&asker.host, Protocol::Tcp, to, &[&a, &b]);
+    assert_eq!(
+        open.ask().unwrap().server,
+        "a",
+        "an open connection stays where it is"
+    );
+    agent.terminate();
+}
+
+#[test]
+fn other_flags_replace_the_table_in_one_transaction() {
+    let cluster = Cluster::new();
+    let a = cluster.node1.pod("a").serving(8080);
+    let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    let client = &world.cluster.client;
+    let to = SocketAddr::new("10.96.0.1".parse().unwrap(), 80);
+    let seen = ask(&client.netns, Protocol::Tcp, to, PATIENCE)
+        .unwrap()
+        .seen;
+    assert_eq!(seen.ip(), world.node().v4);
+    let generation = Generation::of(&world.node().netns).unwrap();
+    let before = generation.get().unwrap();
+    let world = world.restart(&[]);
+    assert_eq!(
+        generation.get().unwrap(),
+        before + 2,
+        "one transaction for each family"
+    );
+    let client = &world.cluster.client;
+    let seen = ask(&client.netns, Protocol::Tcp, to, PATIENCE)
+        .unwrap()
+        .seen;
+    assert_eq!(
+        seen.ip(),
+        client.v4,
+        "without --cluster-cidr nothing to a ClusterIP is masqueraded"
+    );
+}
+
+#[test]
+fn tables_of_others_are_left_alone() {
+    let netns = Netns::new().unwrap();
+    let foreign = "table ip other {\n\tset s {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1 }\n\t}\n}\n\
+                   table inet proxyd-too {\n\tchain c {\n\t\tcounter packets 0 bytes 0\n\t}\n}\n";
+    nft(&netns, &["-f", "-"], foreign);
+    let agent = Agent::start(
+        &netns,
+        &["--manifests", EXAMPLES, "--hostname-override", "node-1"],
+    );
+    agent.wait_for_log("in sync", PATIENCE);
+    agent.terminate();
+    assert!(nft(&netns, &["list", "tables"], "").contains("table ip6 proxyd"));
+    let cleanup = run_once(&netns, &["--cleanup"]);
+    assert!(cleanup.status.success(), "{cleanup:?}");
+    assert_eq!(nft(&netns, &["list", "ruleset"], ""), foreign);
+    let again = run_once(&netns, &["--cleanup"]);
+    assert!(
+        again.status.success(),
+        "what is not there is no error: {again:?}"
+    );
+}
+
+#[test]
+fn an_element_that_someone_deleted_is_there_again_after_a_restart() {
+    let cluster = Cluster::new();
+    let a = cluster.node1.pod("a").serving(8080);
+    let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    let complete = rules(&world.node().netns);
+    let delete = |what| {
+        nft(
+            &world.node().netns,
+            &["delete", "element", "ip", "proxyd", what],
+            "",
+        )
+    };
+    delete("endpoints { 10.96.0.1 . tcp . 80 . 0 }");
+    delete("hairpin { 10.244.1.100 . 10.244.1.100 }");
+    assert_ne!(rules(&world.node().netns), complete);
+    let world = world.restart(&World::DETECT_PODS);
+    assert_eq!(rules(&world.node().netns), complete);
+}
+
+#[test]
+fn a_table_that_holds_what_the_agent_never_writes_is_replaced() {
+    let cluster = Cluster::new();
+    let a = cluster.node1.pod("a").serving(8080);
+    let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    let complete = rules(&world.node().netns);
+    let foreign = "add element ip proxyd services { 10.96.0.9 . tcp . 80 : drop }";
+    nft(&world.node().netns, &["-f", "-"], foreign);
+    let world = world.restart(&World::DETECT_PODS);
+    assert_eq!(rules(&world.node().netns), complete);
+}
+
+#[test]
+fn a_new_address_of_the_node_has_node_ports_at_once() {
+    let cluster = Cluster::new();
+    let pod = cluster.node1.pod("pod").serving(8080);
+    let ports = [Port::HTTP.at_nodes(30080)];
+    let objects = [
+        service("web", &["10.96.0.1".parse().unwrap()], &ports),
+        slice("web", &ports, &[(pod.host.v4, "node-1")]),
+    ];
+    let world = World::start(
+        cluster,
+        &objects,
+        &["--nodeport-addresses", "192.168.0.0/24,172.16.0.0/12"],
+    );
+    let node = &world.node().netns;
+    let elements = || {
+        nft(
+            node,
+            &["list", "set", "ip", "proxyd", "node-port-addresses"],
+            "",
+        )
+    };
+    assert!(elements().contains("{ 192.168.0.2 }"), "{}", elements());
+    for address in ["172.16.9.9/32", "10.9.9.9/32"] {
+        link::add_address(node, "lo", address.parse().unwrap()).unwrap();
+    }
+    eventually("the new address has NodePorts", PATIENCE, || {
+        elements().contains("172.16.9.9")
+    });
+    assert!(
+        !elements().contains("10.9.9.9"),
+        "not in --nodeport-addresses"
+    );
+    link::remove_address(node, "lo", "172.16.9.9/32".parse().unwrap()).unwrap();
+    eventually("the address has none any more", PATIENCE, || {
+        !elements().contains("172.16.9.9")
+    });
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn bad_input_is_told_and_costs_only_itself() {
+    let netns = Netns::new().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let bad = "a: [\n---\napiVersion: v1\nkind: Service\nmetadata: {name: odd}\n\
+               spec: {clusterIP: 10.96.0.3, ports: [{name: a, port: 0}, {name: b, port: 80}]}\n";
+    fs::write(directory.path().join("bad.yaml"), bad).unwrap();
+    let args = ["--dry-run", "--hostname-override", "n", "--manifests", path];
+    let output = run_once(&netns, &args);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output);
+    assert!(
+        said.contains("bad.yaml, document 1: not valid YAML"),
+        "{said}"
+    );
+    assert!(
+        said.contains("Service default/odd: spec.ports[0].port: 0 is not a port number"),
+        "{said}"
+    );
+    let rules = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        rules.contains("10.96.0.3 . tcp . 80"),
+        "the good port is served"
+    );
+    nft(&netns, &["-c", "-f", "-"], &rules);
+
+    let agent = Agent::start(&netns, &args[1..]);
+    agent.wait_for_log("1 objects are not served or only in part", PATIENCE);
+    let (_, log) = agent.terminate();
+    assert_eq!(
+        log.iter()
+            .filter(|line| line.contains("spec.ports[0].port"))
+            .count(),
+        1,
+        "{log:?}"
+    );
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_a_failure_with_1() {
+    let netns = Netns::new().unwrap();
+    let check = |args: &[&str], status: i32, expected: &str| {
+        let output = run_once(&netns, args);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
+        assert!(said.contains(expected), "{args:?}: {said}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    };
+    check(
+        &["--no-such-flag"],
+        2,
+        "unexpected argument '--no-such-flag'",
+    );
+    check(
+        &["--cluster-cidr", "10.0.0.0"],
+        2,
+        "--cluster-cidr: not a network",
+    );
+    check(
+        &["--manifests", "x", "--kubeconfig", "y"],
+        2,
+        "cannot be used with",
+    );
+    check(
+        &["--kubeconfig", "/nowhere/config"],
+        1,
+        "--kubeconfig /nowhere/config",
+    );
+    check(
+        &["--master", "not a url"],
+        1,
+        "--master not a url: not a URL",
+    );
+    check(
+        &["--dry-run"],
+        1,
+        "no cluster to watch: give --kubeconfig FILE",
+    );
+    check(&[], 1, "no cluster to watch");
+}
+
+#[test]
+fn without_privileges_the_agent_says_what_it_needs() {
+    let netns = Netns::new().unwrap();
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let manifest = tempfile::tempdir().unwrap();
+    fs::set_permissions(
+        manifest.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    // The built program may lie where nobody else can read it.
+    let program = manifest.path().join("proxyd");
+    fs::copy(binary(), &program).unwrap();
+    fs::write(manifest.path().join("list.json"), list(&[])).unwrap();
+    let manifests = [
+        "--manifests",
+        manifest.path().to_str().unwrap(),
+        "--hostname-override",
+        "n",
+    ];
+    let run = |args: &[&str]| {
+        let args = [
+            &nobody[..],
+            &["--", program.to_str().unwrap()],
+            &manifests,
+            args,
+        ]
+        .concat();
+        netns.run("setpriv", &args, "").unwrap()
+    };
+    let refused = run(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused).contains("run proxyd as root, or with CAP_NET_ADMIN"),
+        "{}",
+        text(&refused)
+    );
+    let dry_run = run(&["--dry-run"]);
+    assert!(
+        dry_run.status.success(),
+        "a dry run needs no privileges: {}",
+        text(&dry_run)
+    );
+}
+
+#[test]
+fn without_nft_the_agent_says_what_to_install() {
+    let netns = Netns::new().unwrap();
+    let binary = binary();
+    let args = ["-i", "PATH=/nowhere", &binary, "--manifests", EXAMPLES];
+    let output = netns.run("env", &args, "").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output).contains("the program nft was not found in PATH; install nftables"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[test]
+fn standard_input_is_a_manifest_too() {
+    let netns = Netns::new().unwrap();
+    let objects = list(&[service(
+        "web",
+        &["10.96.0.1".parse().unwrap()],
+        &[Port::HTTP],
+    )]);
+    let args = ["--dry-run", "--hostname-override", "n", "--manifests", "-"];
+    let output = netns.run(&binary(), &args, &objects).unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("no-endpoints { 10.96.0.1 . tcp . 80")
+    );
+    let broken = netns
+        .run(&binary(), &args, &json!({ "kind": 1 }).to_string())
+        .unwrap();
+    assert!(
+        text(&broken).contains("standard input, document 1"),
+        "{}",
+        text(&broken)
+    );
+}
