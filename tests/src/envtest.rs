@@ -9,15 +9,15 @@ use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tempfile::TempDir;
 
 use crate::apiserver::kubeconfig;
+use crate::wait;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const TOKEN: &str = "proxyd-tests";
 
 /// A running kube-apiserver. Dropping it ends it and its etcd.
@@ -74,28 +74,24 @@ impl Envtest {
 
     async fn wait_until_ready(&mut self) {
         let client = client(&self.kubeconfig()).await;
-        let deadline = Instant::now() + START_TIMEOUT;
-        loop {
+        let ended = wait::poll_async(START_TIMEOUT, async || {
             let request = axum::http::Request::get("/readyz")
                 .body(Vec::new())
                 .expect("a valid request");
-            let answer = client.request_text(request).await;
-            if answer.is_ok() {
-                return;
-            }
+            let is_ready = client.request_text(request).await.is_ok();
             let exited = self
                 .apiserver
                 .0
                 .try_wait()
                 .expect("a child can be waited for");
-            if exited.is_some() || Instant::now() > deadline {
-                panic!(
-                    "kube-apiserver is not ready ({exited:?}): {answer:?}\n{}",
-                    self.log()
-                );
-            }
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
+            (is_ready || exited.is_some()).then_some(exited)
+        });
+        let ended = ended.await;
+        assert!(
+            ended == Some(None),
+            "kube-apiserver is not ready ({ended:?}):\n{}",
+            self.log()
+        );
     }
 
     fn log(&self) -> String {
