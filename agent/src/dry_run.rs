@@ -10,12 +10,12 @@ use std::net::IpAddr;
 
 use crate::dataplane::nft::{Skeleton, SkeletonConfig, render};
 use crate::diff::{Held, diff};
+use crate::model::translate::Objects;
 use crate::model::translate::dns::{Unserved, Why, unserved};
 use crate::model::{
     Complaint, Family, Fault, Frontend, ObjectName, Parsed, Scope, Service, Snapshot, Touched,
 };
 use crate::plan::{self, PlanConfig, Rule, Tables};
-use crate::source::Objects;
 
 /// The settings and facts that the rules depend on beside the objects.
 #[derive(Debug)]

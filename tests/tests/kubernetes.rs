@@ -1,5 +1,10 @@
 //! The agent as a client of an API server: what it asks for, what it follows, and what it outlasts.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test panics where something is not as it must be"
+)]
+
 use std::fs;
 use std::net::{IpAddr, TcpListener};
 
@@ -285,7 +290,7 @@ fn rules_follow_our_api_server() {
     let fixture = Fixture::new(Options::default());
     let kubeconfig = fixture.server.kubeconfig();
     in_node(&fixture.node, async || {
-        rules_follow_the_api_server(&fixture.node, &kubeconfig).await
+        rules_follow_the_api_server(&fixture.node, &kubeconfig).await;
     });
 }
 

@@ -1,5 +1,10 @@
 //! Services under real traffic: who answers a connection, and whom the server saw.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test panics where something is not as it must be"
+)]
+
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
@@ -196,7 +201,7 @@ fn connections_follow_endpoints_as_they_come_and_go() {
     } = setup(&World::DETECT_PODS);
     let third = world.cluster.node1.pod("third").serving(8080);
     let wait = |pods: &[&Pod]| {
-        each_way(|_, protocol, to| wait_for_answers(&asker.host, protocol, to, pods))
+        each_way(|_, protocol, to| wait_for_answers(&asker.host, protocol, to, pods));
     };
     wait(&[&here, &there]);
     world.write(&web(&[

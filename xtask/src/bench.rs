@@ -18,6 +18,7 @@ use proxyd_tests::apiserver::{ApiServer, Options};
 use proxyd_tests::generation::Generation;
 use proxyd_tests::netns::Netns;
 
+use crate::programs;
 use crate::tools;
 use workload::Workload;
 
@@ -44,6 +45,7 @@ pub(crate) struct Args {
 
 /// Builds the agent, measures each cluster and prints a table.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    programs::install_missing()?;
     tools::run(&mut tools::cargo(&[
         "build",
         "--release",

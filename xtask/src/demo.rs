@@ -13,7 +13,7 @@ use std::env;
 use std::io;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use proxyd_tests::agent::{Agent, BINARY_VARIABLE};
 use proxyd_tests::cluster::{CLUSTER_CIDR, Cluster, Pod};
@@ -21,7 +21,8 @@ use proxyd_tests::netns::Netns;
 use proxyd_tests::traffic::ask;
 use proxyd_tests::wait;
 
-use crate::tools::{self, cargo, find_program};
+use crate::programs;
+use crate::tools::{self, cargo};
 use examples::{Examples, PodSpec};
 use rows::Row;
 
@@ -45,12 +46,7 @@ pub(crate) struct Args {
 /// Runs the demo; an error if it cannot run here or if a row is not as expected.
 pub(crate) fn run(args: &Args) -> Result<()> {
     Netns::new().context("the demo makes network namespaces, which needs root: try `sudo`")?;
-    for (program, package) in [("nft", "nftables"), ("setpriv", "util-linux")] {
-        ensure!(
-            find_program(program).is_some(),
-            "the demo needs the program `{program}`: apt-get install {package}"
-        );
-    }
+    programs::install_missing()?;
     let binary = build()?;
     let manifests = tools::root().join("deploy/examples");
     let examples = Examples::read(&manifests)?;

@@ -5,6 +5,7 @@
 mod bench;
 mod check;
 mod demo;
+mod programs;
 mod test;
 mod tidy;
 mod tools;

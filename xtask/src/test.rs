@@ -3,19 +3,10 @@
 //! Installs the programs that the tests call, builds the agent and hands its path to the tests as `PROXYD_BIN`. Tests
 //! that need root are left out only when asked for, and then it says so.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
+use anyhow::bail;
 
-use anyhow::{Context, bail};
-
-use crate::tools::{self, cargo, command, find_program};
-
-/// What the tests call, and the Debian package that has it.
-const PROGRAMS: &[(&str, &str)] = &[
-    ("nft", "nftables"),
-    ("openssl", "openssl"),
-    ("setpriv", "util-linux"),
-];
+use crate::programs;
+use crate::tools::{self, cargo};
 
 /// The package whose tests make network namespaces, which needs root.
 const ROOT_PACKAGE: &str = "proxyd-tests";
@@ -39,12 +30,12 @@ pub(crate) struct Args {
 
 /// Runs the tests; an error if one fails, or if they cannot all run and `--without-root` was not given.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let root = is_root()?;
+    let root = programs::is_root()?;
     if !root && !args.without_root {
         bail!("{WITHOUT_ROOT}\nrun as root, or pass --without-root to run the other tests");
     }
     if !args.without_root {
-        install_missing()?;
+        programs::install_missing()?;
     }
     tools::run(cargo(&["build", "--locked", "--package", "proxyd"]).args(args.profile()))?;
     let agent = tools::target_dir()?
@@ -74,37 +65,6 @@ impl Args {
         selection.extend(self.cargo_args.iter().map(String::as_str));
         selection
     }
-}
-
-fn install_missing() -> anyhow::Result<()> {
-    let missing: Vec<_> = PROGRAMS
-        .iter()
-        .filter(|(program, _)| find_program(program).is_none())
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let list = |names: Vec<&str>| names.join(" ");
-    let programs = list(missing.iter().map(|(program, _)| *program).collect());
-    let packages = list(missing.iter().map(|(_, package)| *package).collect());
-    if find_program("apt-get").is_none() {
-        bail!(
-            "missing: {programs}\ninstall them; on Debian and Ubuntu the packages are: {packages}"
-        );
-    }
-    println!("missing: {programs}: installing {packages}");
-    let install =
-        format!("apt-get update && apt-get install -y --no-install-recommends {packages}");
-    tools::run(command("sh", &["-c", &install]).env("DEBIAN_FRONTEND", "noninteractive"))
-        .with_context(|| format!("{packages} cannot be installed"))
-}
-
-/// Whether this process runs as root: `/proc/self` belongs to the effective user (proc(5)).
-fn is_root() -> anyhow::Result<bool> {
-    Ok(fs::metadata("/proc/self")
-        .context("/proc is not mounted")?
-        .uid()
-        == 0)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Pure: the same snapshot gives the same tables, whatever order its objects came in. A back end (nftables,
 //! later eBPF) turns [`Tables`] into its own maps. Each front end can be planned alone, so that a change costs
-//! what it touches; [`tables`] with [`Scope::All`] is the same over all of them.
+//! what it touches; [`tables()`] with [`Scope::All`] is the same over all of them.
 
 mod select;
 mod tables;

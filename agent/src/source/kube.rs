@@ -17,8 +17,8 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 
-use super::Objects;
 use crate::event::Event;
+use crate::model::translate::Objects;
 use crate::model::translate::{self, HEADLESS_LABEL, PROXY_NAME_LABEL};
 use crate::model::{ObjectName, Parsed};
 

@@ -17,8 +17,8 @@ use tracing::{info, warn};
 
 pub use parse::ManifestError;
 
-use super::Objects;
 use crate::event::Event;
+use crate::model::translate::Objects;
 
 /// Files and directories that hold manifests, with what each file held when it was last read.
 #[derive(Debug)]

@@ -6,6 +6,7 @@
 pub mod dns;
 mod endpoints;
 mod node;
+mod objects;
 mod service;
 mod slice;
 
@@ -13,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use endpoints::endpoints;
 pub use node::node;
+pub use objects::Objects;
 pub use service::service;
 pub use slice::slice;
 

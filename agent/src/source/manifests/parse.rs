@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::model::ObjectName;
+use crate::model::translate::Objects;
 use crate::model::translate::name_of;
-use crate::source::Objects;
 
 /// A document, or an object of one, that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,10 +40,10 @@ pub(super) struct Found {
 
 #[derive(Debug, Clone)]
 enum Object {
-    Service(core::Service),
-    Slice(discovery::EndpointSlice),
-    Endpoints(core::Endpoints),
-    Node(core::Node),
+    Service(Box<core::Service>),
+    Slice(Box<discovery::EndpointSlice>),
+    Endpoints(Box<core::Endpoints>),
+    Node(Box<core::Node>),
 }
 
 impl ManifestError {
@@ -287,10 +287,10 @@ pub(super) fn collect(
             }
             first.insert(object.key(), file);
             match object.clone() {
-                Object::Service(object) => objects.services.push(object),
-                Object::Slice(object) => objects.slices.push(object),
-                Object::Endpoints(object) => objects.endpoints.push(object),
-                Object::Node(object) => objects.nodes.push(object),
+                Object::Service(object) => objects.services.push(*object),
+                Object::Slice(object) => objects.slices.push(*object),
+                Object::Endpoints(object) => objects.endpoints.push(*object),
+                Object::Node(object) => objects.nodes.push(*object),
             }
         }
     }

@@ -1,0 +1,64 @@
+//! API objects of every kind that matters, as they were read in one go, and their translation.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+
+use super::SERVICE_NAME_LABEL;
+use crate::model::{Node, ObjectName, Parsed, Service, Slice};
+
+/// API objects that were read once and completely, for the dry run and for manifests.
+#[derive(Debug, Default)]
+pub struct Objects {
+    /// Every Service, those without rules too.
+    pub services: Vec<core::Service>,
+    /// Every EndpointSlice.
+    pub slices: Vec<discovery::EndpointSlice>,
+    /// Every Endpoints object; each counts only where its Service has no slice.
+    pub endpoints: Vec<core::Endpoints>,
+    /// Every Node that was found.
+    pub nodes: Vec<core::Node>,
+}
+
+impl Objects {
+    /// The Services, translated.
+    pub fn parsed_services(&self) -> Vec<Parsed<Service>> {
+        self.services.iter().map(super::service).collect()
+    }
+
+    /// The EndpointSlices, translated as this node sees them, and the Endpoints of Services that have no slice.
+    pub fn parsed_slices(&self, node_name: &str) -> Vec<Parsed<Slice>> {
+        let with_slices: BTreeSet<ObjectName> = self
+            .slices
+            .iter()
+            .filter_map(|slice| {
+                let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
+                Some(ObjectName::new(
+                    slice.metadata.namespace.as_deref()?,
+                    service,
+                ))
+            })
+            .collect();
+        let stand_in = self
+            .endpoints
+            .iter()
+            .filter(|endpoints| !with_slices.contains(&super::name_of(&endpoints.metadata)));
+        let slices = self
+            .slices
+            .iter()
+            .map(|slice| super::slice(slice, node_name));
+        slices
+            .chain(stand_in.flat_map(|object| super::endpoints(object, node_name)))
+            .collect()
+    }
+
+    /// The Node object of this node, translated.
+    pub fn own_node(&self, node_name: &str) -> Option<Node> {
+        let own = self
+            .nodes
+            .iter()
+            .find(|node| node.metadata.name.as_deref() == Some(node_name));
+        own.map(super::node)
+    }
+}

@@ -1,0 +1,183 @@
+//! What the program says and how it ends when its input, its flags or the machine are not right.
+
+use std::fs;
+use std::process::Output;
+
+use proxyd_tests::agent::{Agent, binary, nft, run_once};
+use proxyd_tests::netns::Netns;
+use proxyd_tests::objects::{Port, list, service};
+use proxyd_tests::world::PATIENCE;
+use serde_json::json;
+
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn bad_input_is_told_and_costs_only_itself() {
+    let netns = Netns::new().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let bad = "a: [\n---\napiVersion: v1\nkind: Service\nmetadata: {name: odd}\n\
+               spec: {clusterIP: 10.96.0.3, ports: [{name: a, port: 0}, {name: b, port: 80}]}\n";
+    fs::write(directory.path().join("bad.yaml"), bad).unwrap();
+    let args = ["--dry-run", "--hostname-override", "n", "--manifests", path];
+    let output = run_once(&netns, &args);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output);
+    assert!(
+        said.contains("bad.yaml, document 1: not valid YAML"),
+        "{said}"
+    );
+    assert!(
+        said.contains("Service default/odd: spec.ports[0].port: 0 is not a port number"),
+        "{said}"
+    );
+    let rules = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        rules.contains("10.96.0.3 . tcp . 80"),
+        "the good port is served"
+    );
+    nft(&netns, &["-c", "-f", "-"], &rules);
+
+    let agent = Agent::start(&netns, &args[1..]);
+    agent.wait_for_log("1 objects are not served or only in part", PATIENCE);
+    let (_, log) = agent.terminate();
+    assert_eq!(
+        log.iter()
+            .filter(|line| line.contains("spec.ports[0].port"))
+            .count(),
+        1,
+        "{log:?}"
+    );
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_a_failure_with_1() {
+    let netns = Netns::new().unwrap();
+    let check = |args: &[&str], status: i32, expected: &str| {
+        let output = run_once(&netns, args);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(status), "{args:?}: {said}");
+        assert!(said.contains(expected), "{args:?}: {said}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    };
+    check(
+        &["--no-such-flag"],
+        2,
+        "unexpected argument '--no-such-flag'",
+    );
+    check(
+        &["--cluster-cidr", "10.0.0.0"],
+        2,
+        "--cluster-cidr: not a network",
+    );
+    check(
+        &["--manifests", "x", "--kubeconfig", "y"],
+        2,
+        "cannot be used with",
+    );
+    check(
+        &["--kubeconfig", "/nowhere/config"],
+        1,
+        "--kubeconfig /nowhere/config",
+    );
+    check(
+        &["--master", "not a url"],
+        1,
+        "--master not a url: not a URL",
+    );
+    check(
+        &["--dry-run"],
+        1,
+        "no cluster to watch: give --kubeconfig FILE",
+    );
+    check(&[], 1, "no cluster to watch");
+}
+
+#[test]
+fn without_privileges_the_agent_says_what_it_needs() {
+    let netns = Netns::new().unwrap();
+    let nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    let manifest = tempfile::tempdir().unwrap();
+    fs::set_permissions(
+        manifest.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    // The built program may lie where nobody else can read it.
+    let program = manifest.path().join("proxyd");
+    fs::copy(binary(), &program).unwrap();
+    fs::write(manifest.path().join("list.json"), list(&[])).unwrap();
+    let manifests = [
+        "--manifests",
+        manifest.path().to_str().unwrap(),
+        "--hostname-override",
+        "n",
+    ];
+    let run = |args: &[&str]| {
+        let args = [
+            &nobody[..],
+            &["--", program.to_str().unwrap()],
+            &manifests,
+            args,
+        ]
+        .concat();
+        netns.run("setpriv", &args, "").unwrap()
+    };
+    let refused = run(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused).contains("run proxyd as root, or with CAP_NET_ADMIN"),
+        "{}",
+        text(&refused)
+    );
+    let dry_run = run(&["--dry-run"]);
+    assert!(
+        dry_run.status.success(),
+        "a dry run needs no privileges: {}",
+        text(&dry_run)
+    );
+}
+
+#[test]
+fn without_nft_the_agent_says_what_to_install() {
+    let netns = Netns::new().unwrap();
+    let binary = binary();
+    let args = ["-i", "PATH=/nowhere", &binary, "--manifests", EXAMPLES];
+    let output = netns.run("env", &args, "").unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output).contains("the program nft was not found in PATH; install nftables"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[test]
+fn standard_input_is_a_manifest_too() {
+    let netns = Netns::new().unwrap();
+    let objects = list(&[service(
+        "web",
+        &["10.96.0.1".parse().unwrap()],
+        &[Port::HTTP],
+    )]);
+    let args = ["--dry-run", "--hostname-override", "n", "--manifests", "-"];
+    let output = netns.run(&binary(), &args, &objects).unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .contains("no-endpoints { 10.96.0.1 . tcp . 80")
+    );
+    let broken = netns
+        .run(&binary(), &args, &json!({ "kind": 1 }).to_string())
+        .unwrap();
+    assert!(
+        text(&broken).contains("standard input, document 1"),
+        "{}",
+        text(&broken)
+    );
+}
