@@ -4,7 +4,7 @@
 //! process in it, so the kernel removes it on every way out of a test, SIGKILL included. Nothing here touches the
 //! namespace of the calling thread: all work is done on threads that enter the namespace and end there.
 //!
-//! Needs CAP_SYS_ADMIN and CAP_NET_ADMIN. Links, addresses and routes are in [`link`](self::link).
+//! Needs CAP_SYS_ADMIN and CAP_NET_ADMIN. Links, addresses and routes are in [`link`].
 
 pub mod link;
 
