@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::complaints::Complaints;
 use crate::dataplane::{Dataplane, DataplaneError};
@@ -106,6 +106,12 @@ impl Engine {
                 self.slices.forget(&name);
             }
             Event::NodeChanged(node) => {
+                if node.is_none() && (self.awaited.node || self.snapshot.node().is_some()) {
+                    info!(
+                        "there is no Node object of this node's name (--hostname-override); \
+                         with --nodeport-addresses primary, NodePorts are at every address of the machine"
+                    );
+                }
                 self.snapshot.set_node(node);
                 self.awaited.node = false;
             }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::config::{Config, SourceConfig};
 use crate::dataplane::nft::Nft;
@@ -16,7 +16,7 @@ use crate::host::addresses::{self, AddressError};
 use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError};
-use crate::source::manifests::{self, ManifestError, Manifests};
+use crate::source::manifests::{ManifestError, Manifests, Watched};
 use crate::sync_loop::{Message, SyncLoop};
 
 /// Why proxyd ends with a failure.
@@ -31,6 +31,12 @@ pub enum RunError {
     /// The API server cannot be used.
     #[error(transparent)]
     Kube(#[from] KubeError),
+    /// A path of manifests cannot be read.
+    #[error("--manifests {0}")]
+    Manifests(#[from] ManifestError),
+    /// The manifests cannot be watched.
+    #[error("watching --manifests for changes: {0}")]
+    Watch(#[from] notify::Error),
     /// The kernel's rules cannot be changed.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
@@ -83,12 +89,8 @@ fn start_sources(
             runtime.spawn(kube::watch(client, node_name, send));
         }
         SourceConfig::Manifests(paths) => {
-            let paths = paths.clone();
-            runtime.spawn_blocking(move || {
-                if let Err(error) = manifests::watch(&paths, &node_name, send) {
-                    warn!("manifests are not watched for changes any more: {error}");
-                }
-            });
+            let watched = Watched::new(Manifests::at(paths)?)?;
+            runtime.spawn_blocking(move || watched.run(&node_name, send));
         }
     }
     Ok(())
@@ -113,7 +115,7 @@ pub fn cleanup(config: &Config) -> Result<(), RunError> {
 pub fn plan_once(config: &Config) -> Result<(DryRun, Vec<ManifestError>), RunError> {
     let runtime = runtime()?;
     let (objects, errors) = match &config.source {
-        SourceConfig::Manifests(paths) => Manifests::new(paths).read(),
+        SourceConfig::Manifests(paths) => Manifests::at(paths)?.read(),
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let objects = runtime.block_on(async {
                 let client = kube::client(kubeconfig.as_deref(), master.as_deref()).await?;

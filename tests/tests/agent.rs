@@ -341,3 +341,42 @@ fn a_new_address_of_the_node_has_node_ports_at_once() {
         !elements().contains("172.16.9.9")
     });
 }
+
+#[test]
+fn a_manifest_that_breaks_keeps_what_it_said_and_others_go_on() {
+    let cluster = Cluster::new();
+    let asker = cluster.node1.pod("asker");
+    let a = cluster.node1.pod("a").serving(8080);
+    let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    let file = |name: &str| world.manifests.path().join(name);
+    fs::write(
+        file("objects.json"),
+        "{\"kind\": \"List\", \"apiVersion\": ",
+    )
+    .unwrap();
+    let said = world.agent.wait_for_log("not valid JSON", PATIENCE);
+    assert!(
+        said.contains("objects.json, document 1") && said.contains("stay in force"),
+        "{said}"
+    );
+
+    fs::write(
+        file("more.json"),
+        list(&http("api", "10.96.0.2", &[(&a, "node-1")])),
+    )
+    .unwrap();
+    let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
+    wait_for_answers(&asker.host, Protocol::Tcp, at("10.96.0.2"), &[&a]);
+    wait_for_answers(&asker.host, Protocol::Tcp, at("10.96.0.1"), &[&a]);
+
+    fs::remove_file(file("objects.json")).unwrap();
+    eventually("the Services of a file go with it", PATIENCE, || {
+        let services = nft(
+            &world.node().netns,
+            &["list", "map", "ip", "proxyd", "services"],
+            "",
+        );
+        !services.contains("10.96.0.1 ") && services.contains("10.96.0.2 ")
+    });
+}

@@ -418,7 +418,8 @@ fn a_dry_run_lists_headless_services_too() {
         "{text}"
     );
     fixture.server.refuse(Refusal::with(401).times(10));
-    let output = run_once(&fixture.node, &args);
+    let url = fixture.server.url();
+    let output = run_once(&fixture.node, &[&args[..3], &["--master", &url]].concat());
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(

@@ -80,6 +80,12 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
         "cannot be used with",
     );
     check(
+        &["--dry-run", "--manifests", "/nowhere/manifests"],
+        1,
+        "--manifests /nowhere/manifests: cannot be read: No such file",
+    );
+    check(&["--manifests", "/nowhere/manifests"], 1, "cannot be read");
+    check(
         &["--kubeconfig", "/nowhere/config"],
         1,
         "--kubeconfig /nowhere/config",

@@ -41,11 +41,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let agent = tools::target_dir()?
         .join(if args.release { "release" } else { "debug" })
         .join("proxyd");
-    tools::run(
-        cargo(&["test", "--workspace", "--locked"])
-            .args(args.selection())
-            .env("PROXYD_BIN", agent),
-    )?;
+    for targets in args.targets() {
+        tools::run(
+            cargo(&["test", "--workspace", "--locked"])
+                .args(*targets)
+                .args(args.selection())
+                .env("PROXYD_BIN", &agent),
+        )?;
+    }
     if args.without_root {
         println!("{WITHOUT_ROOT}: package {ROOT_PACKAGE} was left out");
     }
@@ -55,6 +58,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 impl Args {
     fn profile(&self) -> &[&str] {
         if self.release { &["--release"] } else { &[] }
+    }
+
+    /// The targets of each run of `cargo test`. Documentation comes first, so that the report ends with what was
+    /// tested most; who passes arguments chooses for himself.
+    fn targets(&self) -> &[&[&str]] {
+        if self.cargo_args.is_empty() {
+            &[&["--doc"], &["--lib", "--bins", "--tests"]]
+        } else {
+            &[&[]]
+        }
     }
 
     fn selection(&self) -> Vec<&str> {

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
-use notify::{EventKind, RecursiveMode, Watcher as _};
-use tracing::{info, warn};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tracing::{debug, warn};
 
 pub use parse::ManifestError;
 
@@ -30,12 +30,23 @@ pub struct Manifests {
 
 impl Manifests {
     /// Manifests at these paths; nothing is read yet.
-    pub fn new(paths: &[PathBuf]) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// The first path that cannot be read: what it holds would seem to be gone.
+    pub fn at(paths: &[PathBuf]) -> Result<Self, ManifestError> {
+        for path in paths.iter().filter(|path| *path != Path::new("-")) {
+            let readable = if path.is_dir() {
+                std::fs::read_dir(path).map(drop)
+            } else {
+                std::fs::File::open(path).map(drop)
+            };
+            readable.map_err(|error| ManifestError::unreadable(path, &error))?;
+        }
+        Ok(Self {
             paths: paths.to_vec(),
             stdin: None,
             before: BTreeMap::new(),
-        }
+        })
     }
 
     /// Reads everything: what is good, and what is wrong with the rest.
@@ -69,7 +80,15 @@ impl Manifests {
                     let entries = entries.filter_map(|entry| Some(entry.ok()?.path()));
                     files.extend(entries.filter(|path| is_manifest(path) && path.is_file()));
                 }
-                Err(error) => errors.push(ManifestError::unreadable(path, &error)),
+                Err(error) => {
+                    errors.push(ManifestError::unreadable(path, &error));
+                    // None of them counts as removed.
+                    let before = self
+                        .before
+                        .keys()
+                        .filter(|file| file.parent() == Some(path));
+                    files.extend(before.cloned());
+                }
             }
         }
         files
@@ -108,42 +127,59 @@ impl Manifests {
     }
 }
 
-/// Sends everything now and after each change of a file, for as long as events are taken. Blocks.
-///
-/// # Errors
-/// That nothing can be read at the start, or that changes cannot be watched.
-pub fn watch(
-    paths: &[PathBuf],
-    node_name: &str,
-    send: impl Fn(Event) -> bool,
-) -> Result<(), notify::Error> {
-    let (changed, changes) = mpsc::channel();
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| is_complete(event.kind)) {
-            // Nobody listens any more when the agent stops.
-            let _ = changed.send(());
+/// Manifests whose files are watched.
+#[derive(Debug)]
+pub struct Watched {
+    manifests: Manifests,
+    changes: mpsc::Receiver<()>,
+    /// Ends the watch when it is dropped.
+    _watcher: RecommendedWatcher,
+}
+
+impl Watched {
+    /// Begins to watch, before anything is read, so that no change is missed.
+    ///
+    /// # Errors
+    /// That the kernel cannot watch as many files.
+    pub fn new(manifests: Manifests) -> notify::Result<Self> {
+        let (changed, changes) = mpsc::channel();
+        let mut watcher =
+            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+                // After an error, too, something may have changed.
+                if event.map_or(true, |event| is_complete(event.kind)) {
+                    // Nobody listens any more when the agent stops.
+                    let _ = changed.send(());
+                }
+            })?;
+        for directory in manifests.directories() {
+            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
         }
-    })?;
-    let mut manifests = Manifests::new(paths);
-    for directory in manifests.directories() {
-        watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        Ok(Self {
+            manifests,
+            changes,
+            _watcher: watcher,
+        })
     }
-    let mut reported = Vec::new();
-    loop {
-        let (objects, errors) = manifests.read();
-        errors
-            .iter()
-            .filter(|error| !reported.contains(*error))
-            .for_each(|error| warn!("{error}"));
-        reported = errors;
-        let taken = send(Event::ServicesListed(objects.parsed_services()))
-            && send(Event::SlicesListed(objects.parsed_slices(node_name)))
-            && send(Event::NodeChanged(objects.own_node(node_name)));
-        if !taken || changes.recv().is_err() {
-            return Ok(());
+
+    /// Sends everything now and after each change of a file, for as long as events are taken. Blocks.
+    pub fn run(mut self, node_name: &str, send: impl Fn(Event) -> bool) {
+        let mut reported = Vec::new();
+        loop {
+            let (objects, errors) = self.manifests.read();
+            errors
+                .iter()
+                .filter(|error| !reported.contains(*error))
+                .for_each(|error| warn!("{error}"));
+            reported = errors;
+            let taken = send(Event::ServicesListed(objects.parsed_services()))
+                && send(Event::SlicesListed(objects.parsed_slices(node_name)))
+                && send(Event::NodeChanged(objects.own_node(node_name)));
+            if !taken || self.changes.recv().is_err() {
+                return;
+            }
+            while self.changes.try_recv().is_ok() {}
+            debug!("a manifest changed; reading all of them again");
         }
-        while changes.try_recv().is_ok() {}
-        info!("a manifest changed; reading all of them again");
     }
 }
 

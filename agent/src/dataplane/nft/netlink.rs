@@ -223,7 +223,11 @@ impl Connection {
         let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
         loop {
             buffer.clear();
-            self.socket.recv(&mut buffer, 0)?;
+            match self.socket.recv(&mut buffer, 0) {
+                // A socket with a timeout is not restarted after a signal (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            };
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
                 let message = NetlinkMessage::<Answer>::deserialize(rest)
