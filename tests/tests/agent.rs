@@ -8,6 +8,7 @@
 use std::fs;
 use std::net::SocketAddr;
 
+use nftables::schema::{NfListObject, NfObject, Nftables};
 use proxyd_tests::agent::{Agent, nft, run_once};
 use proxyd_tests::cluster::Cluster;
 use proxyd_tests::generation::Generation;
@@ -379,4 +380,55 @@ fn a_manifest_that_breaks_keeps_what_it_said_and_others_go_on() {
         );
         !services.contains("10.96.0.1 ") && services.contains("10.96.0.2 ")
     });
+}
+
+/// The names of the chains of table `ip proxyd`, from nft's JSON.
+fn chains(netns: &Netns) -> Vec<String> {
+    let listed = nft(netns, &["--json", "list", "chains", "ip"], "");
+    let listed: Nftables<'_> = serde_json::from_str(&listed).unwrap();
+    listed
+        .objects
+        .iter()
+        .filter_map(|object| match object {
+            NfObject::ListObject(NfListObject::Chain(chain)) if chain.table == "proxyd" => {
+                Some(chain.name.to_string())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_chain_is_made_for_a_number_of_endpoints_and_not_for_a_service() {
+    let cluster = Cluster::new();
+    let pods = ["a", "b", "c"].map(|name| cluster.node1.pod(name));
+    let objects: Vec<Value> = (1..=60_u8)
+        .flat_map(|n| {
+            let some: Vec<_> = pods
+                .iter()
+                .take(1 + usize::from(n % 3))
+                .map(|pod| (pod, "node-1"))
+                .collect();
+            http(&format!("web-{n}"), &format!("10.96.0.{n}"), &some)
+        })
+        .collect();
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    let balancing = |netns| -> Vec<String> {
+        let mut names = chains(netns);
+        names.retain(|name| name.starts_with("cluster-") || name.starts_with("node-port-"));
+        names.sort();
+        names
+    };
+    let node = &world.node().netns;
+    assert_eq!(balancing(node), ["cluster-1", "cluster-2", "cluster-3"]);
+    let before = chains(node).len();
+    world.write(&objects[..6]);
+    eventually("fewer Services have fewer elements", PATIENCE, || {
+        !nft(node, &["list", "map", "ip", "proxyd", "services"], "").contains("10.96.0.60 ")
+    });
+    assert_eq!(
+        chains(node).len(),
+        before,
+        "chains stay for the next Service of their shape"
+    );
 }
