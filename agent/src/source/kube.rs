@@ -308,7 +308,7 @@ fn explain_watch(what: &str, error: &WatchError) -> String {
 /// What went wrong, and what to do about it.
 fn explain(what: &str, error: &kube::Error) -> String {
     let kube::Error::Api(status) = error else {
-        let mut text = error.to_string();
+        let mut text = format!("no answer from the API server: {error}");
         let mut source = std::error::Error::source(error);
         while let Some(cause) = source {
             let cause_text = cause.to_string();
