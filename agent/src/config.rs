@@ -45,7 +45,7 @@ pub enum SourceConfig {
         /// The kubeconfig file.
         kubeconfig: Option<PathBuf>,
         /// The URL of the API server.
-        master: Option<String>,
+        master: Option<http::Uri>,
     },
 }
 
@@ -72,7 +72,7 @@ impl Config {
         let source = if cli.manifests.is_empty() {
             SourceConfig::Kubernetes {
                 kubeconfig: cli.kubeconfig,
-                master: cli.master,
+                master: cli.master.as_deref().map(url).transpose()?,
             }
         } else {
             SourceConfig::Manifests(cli.manifests)
@@ -122,6 +122,20 @@ fn node_name(hostname_override: Option<String>) -> Result<String, FlagError> {
     Ok(trimmed)
 }
 
+/// The URL of an API server. One without a scheme is taken for http, as client-go does.
+fn url(value: &str) -> Result<http::Uri, FlagError> {
+    let with_scheme = if value.contains("://") {
+        value.to_owned()
+    } else {
+        format!("http://{value}")
+    };
+    with_scheme.parse().map_err(|error| FlagError {
+        flag: "master",
+        value: value.to_owned(),
+        reason: format!("not a URL ({error}); write it as https://host:6443"),
+    })
+}
+
 fn node_port_addresses(values: &[String]) -> Result<NodePortAddresses, FlagError> {
     const FLAG: &str = "nodeport-addresses";
     match values {
@@ -145,7 +159,12 @@ fn networks(flag: &'static str, values: &[String]) -> Result<Vec<IpNet>, FlagErr
         })?;
         Ok(network.trunc())
     };
-    values.iter().map(parse).collect()
+    // An empty value means that the flag is not set, as kube-proxy's manifests have it.
+    values
+        .iter()
+        .filter(|value| !value.trim().is_empty())
+        .map(parse)
+        .collect()
 }
 
 #[cfg(test)]
@@ -178,6 +197,20 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_network_is_none_and_a_url_needs_no_scheme() {
+        let config = config(&["--cluster-cidr=", "--master", "localhost:8080"]).unwrap();
+        assert_eq!(config.skeleton.pod_networks, PerFamily::default());
+        let master = Some("http://localhost:8080".parse().unwrap());
+        assert_eq!(
+            config.source,
+            SourceConfig::Kubernetes {
+                kubeconfig: None,
+                master
+            }
+        );
+    }
+
+    #[test]
     fn a_bad_flag_says_which_and_what_would_be_right() {
         let error = |args: &[&str]| config(args).unwrap_err();
         assert!(error(&["--cluster-cidr", "10.0.0.0"]).contains("--cluster-cidr: not a network"));
@@ -185,6 +218,7 @@ mod tests {
         assert!(error(&["--iptables-masquerade-bit", "32"]).contains("0..=31"));
         assert!(error(&["--hostname-override", ""]).contains("cannot be used multiple times"));
         assert!(error(&["--manifests", "a", "--kubeconfig", "b"]).contains("cannot be used with"));
+        assert!(error(&["--master", "not a url"]).contains("--master: not a URL"));
         assert!(error(&["--no-such-flag"]).contains("unexpected argument"));
     }
 }

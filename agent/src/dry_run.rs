@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use crate::dataplane::nft::{Skeleton, SkeletonConfig, render};
@@ -73,7 +72,7 @@ pub fn dry_run(objects: &Objects, settings: Settings<'_>) -> DryRun {
 
     let mut text = heading(objects, &snapshot, settings.node_name);
     for note in &notes {
-        put(&mut text, format_args!("# Not served: {note}\n"));
+        comment(&mut text, format_args!("Not served: {note}"));
     }
     for family in Family::ALL {
         let skeleton = Skeleton::new(family, settings.skeleton);
@@ -115,62 +114,51 @@ fn heading(objects: &Objects, snapshot: &Snapshot, node_name: &str) -> String {
         .filter_map(|s| unserved(s, &objects.slices))
         .collect();
     without.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut text = format!(
-        "# The rules of node {node_name}, as proxyd would load them. To load them: nft -f FILE\n\
-         # {} Services have rules, {} have none on purpose.\n",
-        snapshot.service_count(),
-        without.len(),
+    let mut text = String::new();
+    comment(
+        &mut text,
+        format_args!(
+            "The rules of node {node_name}, as proxyd would load them. To load them: nft -f FILE"
+        ),
+    );
+    let (with, without_count) = (snapshot.service_count(), without.len());
+    comment(
+        &mut text,
+        format_args!("{with} Services have rules, {without_count} have none on purpose."),
     );
     if !without.is_empty() {
-        text += "#\n# Services without rules:\n";
+        text.push_str("#\n# Services without rules:\n");
     }
-    for Unserved { name, why } in &without {
-        match why {
-            Why::ExternalName(target) => {
-                put(
-                    &mut text,
-                    format_args!("# {name}: ExternalName; DNS answers with a CNAME to {target}\n"),
-                );
-            }
-            Why::NoAddressYet => put(
-                &mut text,
-                format_args!("# {name}: no ClusterIP is allocated yet\n"),
-            ),
-            Why::OtherProxy(proxy) => {
-                put(
-                    &mut text,
-                    format_args!("# {name}: left to the service proxy {proxy:?} by its label\n"),
-                );
-            }
-            Why::Headless(records) => {
-                put(
-                    &mut text,
-                    format_args!(
-                        "# {name}: headless; clients ask DNS for {}.{}.svc and connect to an endpoint directly\n",
-                        name.name(),
-                        name.namespace()
-                    ),
-                );
-                for record in records {
-                    let host = record
-                        .hostname
-                        .as_ref()
-                        .map(|host| format!("{host}."))
-                        .unwrap_or_default();
-                    put(
-                        &mut text,
-                        format_args!(
-                            "#     {host}{}.{}.svc  {}\n",
-                            name.name(),
-                            name.namespace(),
-                            record.address
-                        ),
-                    );
-                }
-            }
+    for unserved in &without {
+        for line in explanation(unserved) {
+            comment(&mut text, format_args!("{line}"));
         }
     }
     text
+}
+
+/// Why a Service has no rules, and what DNS answers for it.
+fn explanation(Unserved { name, why }: &Unserved) -> Vec<String> {
+    match why {
+        Why::ExternalName(target) => vec![format!(
+            "{name}: ExternalName; DNS answers with a CNAME to {target}"
+        )],
+        Why::NoAddressYet => vec![format!("{name}: no ClusterIP is allocated yet")],
+        Why::OtherProxy(proxy) => vec![format!(
+            "{name}: left to the service proxy {proxy:?} by its label"
+        )],
+        Why::Headless(records) => {
+            let domain = format!("{}.{}.svc", name.name(), name.namespace());
+            let headless = format!(
+                "{name}: headless; clients ask DNS for {domain} and connect to an endpoint directly"
+            );
+            let records = records.iter().map(|record| match &record.hostname {
+                Some(host) => format!("    {host}.{domain}  {}", record.address),
+                None => format!("    {domain}  {}", record.address),
+            });
+            std::iter::once(headless).chain(records).collect()
+        }
+    }
 }
 
 /// The elements that belong to the node and no Service.
@@ -203,17 +191,15 @@ fn service_elements(
     if claimed.is_empty() {
         return;
     }
-    put(
-        text,
-        format_args!("\n# {}, {}\n", service.name, service.kind),
-    );
+    text.push('\n');
+    comment(text, format_args!("{}, {}", service.name, service.kind));
     let mut has = BTreeSet::new();
     for frontend in claimed {
         match snapshot.claimants(frontend).next() {
             Some(owner) if *owner != service.name => {
-                put(
+                comment(
                     text,
-                    format_args!("#   {frontend}: not here, {owner} is older and has it\n"),
+                    format_args!("  {frontend}: not here, {owner} is older and has it"),
                 );
             }
             _ => {
@@ -224,7 +210,7 @@ fn service_elements(
                     }
                     Rule::Balance { backends, .. } => format!("{} endpoints", backends.len()),
                 };
-                put(text, format_args!("#   {frontend}: {endpoints}\n"));
+                comment(text, format_args!("  {frontend}: {endpoints}"));
                 has.insert(frontend);
             }
         }
@@ -237,9 +223,20 @@ fn service_elements(
     text.push_str(&render::add_elements(skeleton, &delta));
 }
 
-fn put(text: &mut String, arguments: fmt::Arguments<'_>) {
-    text.write_fmt(arguments)
-        .expect("writing to a String never fails");
+/// Writes one line of comment. Names and texts come from the input: what would end the line must not, for what
+/// follows would be a command.
+fn comment(text: &mut String, line: fmt::Arguments<'_>) {
+    let line = line.to_string();
+    let harmless = line.chars().map(|c| {
+        if c.is_control() {
+            char::REPLACEMENT_CHARACTER
+        } else {
+            c
+        }
+    });
+    text.push_str("# ");
+    text.extend(harmless);
+    text.push('\n');
 }
 
 #[cfg(test)]

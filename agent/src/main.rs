@@ -7,7 +7,7 @@ use clap::Parser as _;
 use proxyd::cli::Cli;
 use proxyd::config::{Config, Mode};
 use proxyd::run::{self, RunError};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -57,9 +57,15 @@ fn start_logging(verbosity: u8) {
         4..=5 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    let ours = tracing_subscriber::EnvFilter::builder().parse_lossy(format!("warn,proxyd={level}"));
+    // What kube's crates log as an error comes back as one too, and is told with what to do about it.
+    let others = if verbosity < 6 {
+        "warn,kube_client=off,kube_runtime=off"
+    } else {
+        "debug"
+    };
+    let filter = EnvFilter::builder().parse_lossy(format!("{others},proxyd={level}"));
     tracing_subscriber::fmt()
-        .with_env_filter(ours)
+        .with_env_filter(filter)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)

@@ -17,7 +17,7 @@ use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
-use crate::sync_loop::{Message, SyncLoop};
+use crate::sync_loop::{Ended, Message, SyncLoop};
 
 /// Why proxyd ends with a failure.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum RunError {
     /// The kernel's rules cannot be changed.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// A source ended though the agent runs.
+    #[error("{0}; stopping, to be started anew; the rules stay in place")]
+    SourceEnded(String),
     /// The machine's addresses are not known.
     #[error(transparent)]
     Addresses(#[from] AddressError),
@@ -52,6 +55,7 @@ pub enum RunError {
 pub fn agent(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
     let mut dataplane = Nft::new(&config.skeleton)?;
+    dataplane.check()?;
     let runtime = runtime()?;
     let (sender, receiver) = mpsc::channel();
     start_sources(&runtime, config, &sender)?;
@@ -64,10 +68,15 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
         config.node_name
     );
     let engine = Engine::new(config.plan.clone());
-    let signal = SyncLoop::new(engine, &mut dataplane, started).run(&receiver);
-    info!("{signal}: stopping; the rules stay in place (proxyd --cleanup removes them)");
+    let ended = SyncLoop::new(engine, &mut dataplane, started).run(&receiver);
     runtime.shutdown_background();
-    Ok(())
+    match ended {
+        Ended::Signal(signal) => {
+            info!("{signal}: stopping; the rules stay in place (proxyd --cleanup removes them)");
+            Ok(())
+        }
+        Ended::SourceEnded(how) => Err(RunError::SourceEnded(how)),
+    }
 }
 
 /// Starts the tasks that send events.
@@ -80,18 +89,31 @@ fn start_sources(
         let sender = sender.clone();
         move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
     };
-    runtime.spawn(addresses::watch(send.clone()));
+    let addresses = runtime.spawn(addresses::watch(send.clone()));
     let node_name = config.node_name.clone();
-    match &config.source {
+    let objects = match &config.source {
         SourceConfig::Kubernetes { kubeconfig, master } => {
-            let client =
-                runtime.block_on(kube::client(kubeconfig.as_deref(), master.as_deref()))?;
-            runtime.spawn(kube::watch(client, node_name, send));
+            let client = runtime.block_on(kube::client(kubeconfig.as_deref(), master.as_ref()))?;
+            runtime.spawn(kube::watch(client, node_name, send))
         }
         SourceConfig::Manifests(paths) => {
             let watched = Watched::new(Manifests::at(paths)?)?;
-            runtime.spawn_blocking(move || watched.run(&node_name, send));
+            runtime.spawn_blocking(move || watched.run(&node_name, send))
         }
+    };
+    for (what, task) in [
+        ("the watch of addresses", addresses),
+        ("the watch of Services", objects),
+    ] {
+        let sender = sender.clone();
+        runtime.spawn(async move {
+            let how = match task.await {
+                Ok(()) => format!("{what} ended"),
+                Err(error) => format!("{what} ended: {error}"),
+            };
+            // If nobody listens, the agent is stopping already.
+            let _ = sender.send(Message::SourceEnded(how));
+        });
     }
     Ok(())
 }
@@ -118,7 +140,7 @@ pub fn plan_once(config: &Config) -> Result<(DryRun, Vec<ManifestError>), RunErr
         SourceConfig::Manifests(paths) => Manifests::at(paths)?.read(),
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let objects = runtime.block_on(async {
-                let client = kube::client(kubeconfig.as_deref(), master.as_deref()).await?;
+                let client = kube::client(kubeconfig.as_deref(), master.as_ref()).await?;
                 kube::list_once(&client, &config.node_name).await
             })?;
             (objects, Vec::new())

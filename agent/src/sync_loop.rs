@@ -25,6 +25,16 @@ pub(crate) enum Message {
     Event(Event, Instant),
     /// The signal that ends the agent.
     Stop(&'static str),
+    /// A source ended, which none should while the agent runs, and how.
+    SourceEnded(String),
+}
+
+/// Why the loop ended.
+pub(crate) enum Ended {
+    /// A signal asked for it.
+    Signal(&'static str),
+    /// A source is gone, and with it the news that it would have sent.
+    SourceEnded(String),
 }
 
 /// The engine, the kernel behind it, and what is to be tried again.
@@ -57,7 +67,7 @@ impl<'a> SyncLoop<'a> {
     }
 
     /// Runs until a message says to stop; returns why.
-    pub(crate) fn run(mut self, messages: &Receiver<Message>) -> &'static str {
+    pub(crate) fn run(mut self, messages: &Receiver<Message>) -> Ended {
         loop {
             let first = match self.next_retry() {
                 None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -66,7 +76,9 @@ impl<'a> SyncLoop<'a> {
             let first = match first {
                 Ok(message) => Some(message),
                 Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return "every source ended",
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Ended::SourceEnded("every source ended".to_owned());
+                }
             };
             let mut oldest = Instant::now();
             for message in first.into_iter().chain(messages.try_iter()) {
@@ -75,7 +87,8 @@ impl<'a> SyncLoop<'a> {
                         oldest = oldest.min(came);
                         self.engine.handle(event);
                     }
-                    Message::Stop(signal) => return signal,
+                    Message::Stop(signal) => return Ended::Signal(signal),
+                    Message::SourceEnded(how) => return Ended::SourceEnded(how),
                 }
             }
             let now = Instant::now();
@@ -122,6 +135,7 @@ impl<'a> SyncLoop<'a> {
                 let text = error.to_string();
                 // The same failure again is no news.
                 if text != retry.reported {
+                    // The other family goes on without this one.
                     warn!("{family}: the rules are not in sync: {text}; trying again");
                     retry.reported = text;
                 }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use crate::event::Event;
 use crate::model::{
-    Endpoint, ObjectName, Parsed, Place, Port, Protocol, Service, ServicePort, ServiceType, Slice,
-    SlicePort,
+    Endpoint, Node, ObjectName, Parsed, Place, Port, Protocol, Service, ServicePort, ServiceType,
+    Slice, SlicePort,
 };
 use crate::plan::Backend;
 
@@ -166,5 +166,9 @@ pub(crate) fn any_event() -> impl Strategy<Value = Event> {
         1 => (2..5_u8).prop_map(|n| {
             Event::HostAddressesChanged(BTreeSet::from([ip(&format!("192.168.0.{n}")), ip("fd00::2")]))
         }),
+        1 => prop::option::of(2..5_u8).prop_map(|n| Event::NodeChanged(n.map(|n| Node {
+            name: "node-1".to_owned(),
+            addresses: vec![ip(&format!("192.168.0.{n}"))],
+        }))),
     ]
 }

@@ -110,7 +110,7 @@ pub fn expect_answers(
     pods: &[&Pod],
     source: IpAddr,
 ) {
-    // With 40 questions one of two or three pods is missed once in ten million runs.
+    // With 40 questions one of two or three pods is missed once in three million runs.
     let tally = ask_many(&from.netns, protocol, to, PATIENCE, 40);
     let what = format!("{} → {to} {protocol}: {tally:?}", from.name);
     let mut expected: Vec<&str> = pods.iter().map(|pod| pod.host.name.as_str()).collect();

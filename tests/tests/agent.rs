@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::symlink;
 
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use proxyd_tests::agent::{Agent, nft, run_once};
@@ -431,4 +432,55 @@ fn a_chain_is_made_for_a_number_of_endpoints_and_not_for_a_service() {
         before,
         "chains stay for the next Service of their shape"
     );
+}
+
+#[test]
+fn a_directory_of_manifests_may_go_and_come_and_be_a_link() {
+    let cluster = Cluster::new();
+    let a = cluster.node1.pod("a").serving(8080);
+    let parent = tempfile::tempdir().unwrap();
+    let at = |name: &str| parent.path().join(name);
+    let fill = |directory: &str, ip: &str| {
+        fs::create_dir(at(directory)).unwrap();
+        fs::write(
+            at(directory).join("web.json"),
+            list(&http("web", ip, &[(&a, "node-1")])),
+        )
+        .unwrap();
+    };
+    fill("v1", "10.96.0.1");
+    symlink("v1", at("current")).unwrap();
+    let node = &cluster.node1.host.netns;
+    let directory = at("current");
+    let args = [
+        "--hostname-override",
+        "node-1",
+        "--manifests",
+        directory.to_str().unwrap(),
+    ];
+    let agent = Agent::start(node, &args);
+    agent.wait_for_log("in sync", PATIENCE);
+    let serves = |ip: &str| {
+        let services = nft(node, &["list", "map", "ip", "proxyd", "services"], "");
+        services.contains(&format!("{ip} . tcp . 80"))
+    };
+    assert!(serves("10.96.0.1"));
+
+    fill("v2", "10.96.0.2");
+    symlink("v2", at("next")).unwrap();
+    fs::rename(at("next"), at("current")).unwrap();
+    eventually("the link's new directory is read", PATIENCE, || {
+        serves("10.96.0.2")
+    });
+    assert!(!serves("10.96.0.1"));
+
+    fs::rename(at("v2"), at("away")).unwrap();
+    fs::remove_file(at("current")).unwrap();
+    agent.wait_for_log("current: cannot be read", PATIENCE);
+    assert!(serves("10.96.0.2"), "what cannot be read stays in force");
+    fill("current", "10.96.0.3");
+    eventually("a directory made anew is read", PATIENCE, || {
+        serves("10.96.0.3")
+    });
+    agent.terminate();
 }

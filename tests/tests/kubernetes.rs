@@ -13,6 +13,7 @@ use kube::core::{ApiResource, GroupVersionKind};
 use proxyd_tests::agent::{Agent, nft, run_once};
 use proxyd_tests::apiserver::{ApiServer, Cut, Options, Refusal, Resource, Verb};
 use proxyd_tests::envtest::{Envtest, client};
+use proxyd_tests::generation::Generation;
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::wait::eventually;
@@ -305,11 +306,13 @@ fn rules_follow_a_real_kube_apiserver() {
 }
 
 #[test]
-fn nothing_is_deleted_before_both_lists_are_complete() {
+fn nothing_is_written_before_both_lists_are_complete() {
     let fixture = Fixture::new(Options::default());
     fixture.create(&web("web", 1));
     fixture.start_in_sync().terminate();
     wait_for_endpoints(&fixture.node, 1, &[1]);
+    let generation = Generation::of(&fixture.node).unwrap();
+    let before = generation.get().unwrap();
 
     fixture.server.refuse(
         Refusal::with(403)
@@ -322,18 +325,36 @@ fn nothing_is_deleted_before_both_lists_are_complete() {
         said.contains("grant the verbs list and watch on endpointslices to proxyd"),
         "{said}"
     );
-    wait_for_endpoints(&fixture.node, 1, &[1]);
-    assert!(
-        !agent.log().iter().any(|line| line.contains("in sync")),
-        "{:?}",
-        agent.log()
-    );
-
     fixture.server.clear_faults();
     agent.wait_for_log("watching endpointslices again", PATIENCE);
     agent.wait_for_log("in sync", PATIENCE);
-    wait_for_endpoints(&fixture.node, 1, &[1]);
+    assert_eq!(generation.get().unwrap(), before, "nothing had changed");
     agent.terminate();
+}
+
+#[test]
+fn a_sick_older_server_is_complained_about_once() {
+    let options = Options {
+        streaming_lists: false,
+        ..Options::default()
+    };
+    let fixture = Fixture::new(options);
+    fixture.create(&web("web", 1));
+    let refused = Refusal::with(503)
+        .times(2)
+        .on(Resource::Services)
+        .verb(Verb::List);
+    fixture.server.refuse(refused);
+    let agent = fixture.start();
+    agent.wait_for_log("in sync", 3 * PATIENCE);
+    let (_, log) = agent.terminate();
+    let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(
+        count("watching services: the API server answered 503"),
+        1,
+        "{log:#?}"
+    );
+    assert_eq!(count("watching services again"), 1, "{log:#?}");
 }
 
 #[test]

@@ -8,12 +8,11 @@
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 
-use proxyd_tests::cluster::{Cluster, Pod};
+use proxyd_tests::cluster::{Cluster, Host, Pod};
+use proxyd_tests::netns::link;
 use proxyd_tests::objects::{Port, empty_slice, service, slice};
-use proxyd_tests::traffic::{Conversation, Failure, Protocol, ask};
-use proxyd_tests::world::{
-    PATIENCE, SILENCE, World, expect_answers, wait_for_answers, wait_for_failure,
-};
+use proxyd_tests::traffic::{Conversation, EchoServer, Failure, Protocol, ask};
+use proxyd_tests::world::{PATIENCE, World, expect_answers, wait_for_answers, wait_for_failure};
 use serde_json::Value;
 
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
@@ -55,7 +54,7 @@ fn each_way(mut check: impl FnMut(usize, Protocol, SocketAddr)) {
     }
 }
 
-fn address(host: &proxyd_tests::cluster::Host, family: usize) -> IpAddr {
+fn address(host: &Host, family: usize) -> IpAddr {
     [host.v4, host.v6][family]
 }
 
@@ -172,7 +171,7 @@ fn a_service_without_endpoints_refuses_at_once() {
         let node_port = SocketAddr::new(address(world.node(), family), NODE_PORT);
         for from in [&asker.host, world.node(), &world.cluster.client] {
             for to in [to, node_port] {
-                let result = ask(&from.netns, protocol, to, SILENCE);
+                let result = ask(&from.netns, protocol, to, PATIENCE);
                 // A local UDP socket hears of it from the kernel itself, before any packet leaves.
                 let result = result.map_err(|failure| match failure {
                     Failure::Other(ErrorKind::PermissionDenied) if from.name == "node-1" => {
@@ -282,4 +281,46 @@ fn tcp_and_udp_of_one_port_may_have_different_endpoints() {
     expect_answers(&asker.host, Protocol::Tcp, to, &[&tcp], asker.host.v4);
     expect_answers(&asker.host, Protocol::Udp, to, &[&udp], asker.host.v4);
     drop(world);
+}
+
+#[test]
+fn connections_that_are_no_services_are_left_alone() {
+    let cluster = Cluster::new();
+    let node = &cluster.node1.host;
+    // An endpoint in the host's network, and one in a pod: both may run here, and may reach themselves.
+    let on_host = EchoServer::start(&node.netns, "on-host", 9000);
+    let pod = cluster.node1.pod("pod").serving(8080);
+    let port = Port {
+        target: 9000,
+        ..Port::HTTP
+    };
+    let objects = [
+        service("host", &[cluster_ips()[0]], &[port]),
+        slice(
+            "host",
+            &[port],
+            &[(node.v4, "node-1"), (pod.host.v4, "node-1")],
+        ),
+    ];
+    let second = "10.99.0.1/32".parse().unwrap();
+    link::add_address(&node.netns, "lo", second).unwrap();
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    for from in [world.node(), &world.cluster.client, &pod.host] {
+        let to = SocketAddr::new(world.node().v4, 9000);
+        expect_direct(from, to, "on-host");
+    }
+    expect_direct(&pod.host, SocketAddr::new(pod.host.v4, 8080), "pod");
+    drop(on_host);
+}
+
+/// Asks the address of a server itself, which must see who asked.
+#[track_caller]
+fn expect_direct(from: &Host, to: SocketAddr, server: &str) {
+    let answer = ask(&from.netns, Protocol::Tcp, to, PATIENCE).unwrap();
+    assert_eq!(
+        (answer.server.as_str(), answer.seen.ip()),
+        (server, from.v4),
+        "{} → {to}",
+        from.name
+    );
 }

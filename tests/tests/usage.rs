@@ -90,11 +90,7 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
         1,
         "--kubeconfig /nowhere/config",
     );
-    check(
-        &["--master", "not a url"],
-        1,
-        "--master not a url: not a URL",
-    );
+    check(&["--master", "not a url"], 2, "--master: not a URL");
     check(
         &["--dry-run"],
         1,

@@ -58,6 +58,9 @@ pub enum DataplaneError {
          (in Kubernetes: securityContext.privileged or capabilities.add: [NET_ADMIN])"
     )]
     NotPermitted,
+    /// Our table is not as we left it.
+    #[error("someone else changed or deleted a table of proxyd's ({0}); reading it back")]
+    ChangedByOthers(#[source] std::io::Error),
     /// The kernel refused a netlink request.
     #[error("the kernel refused {what}: {source}")]
     Refused {
@@ -70,7 +73,4 @@ pub enum DataplaneError {
     /// The kernel could not be talked to.
     #[error("netlink: {0}")]
     Netlink(#[source] std::io::Error),
-    /// The kernel's answer was not understood.
-    #[error("the kernel's answer was not understood: {0}")]
-    Answer(String),
 }

@@ -147,7 +147,7 @@ fn the_skeleton_is_as_it_was() {
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd 86ea1412c838abcc"
+        	comment "proxyd a5bc26e4e7b1e3ed"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
@@ -208,7 +208,7 @@ fn the_skeleton_is_as_it_was() {
         	chain nat-postrouting {
         		type nat hook postrouting priority 100; policy accept;
         		meta mark & 0x00004000 != 0 goto do-masquerade
-        		ip saddr . ip daddr @hairpin goto do-masquerade
+        		ct status dnat ip saddr . ip daddr @hairpin goto do-masquerade
         	}
         	# The mark goes first: an overlay's outer packet keeps it and would be translated again.
         	chain do-masquerade {
@@ -264,4 +264,35 @@ fn only_invalid_input_counts_as_such() {
         notes[0].to_string(),
         "Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped"
     );
+}
+
+#[test]
+fn no_text_of_the_input_becomes_a_command() {
+    let mut objects = objects();
+    let evil = "x\nadd table ip evil\r\u{85}\u{2028}";
+    for service in &mut objects.services {
+        let spec = service.spec.as_mut().unwrap();
+        spec.external_name = spec.external_name.take().map(|name| name + evil);
+        spec.type_.get_or_insert_with(|| evil.to_owned());
+        service.metadata.name = service.metadata.name.take().map(|name| name + evil);
+    }
+    for slice in &mut objects.slices {
+        slice
+            .metadata
+            .labels
+            .as_mut()
+            .unwrap()
+            .values_mut()
+            .for_each(|name| name.push_str(evil));
+        for endpoint in slice.endpoints.iter_mut().flatten() {
+            endpoint.hostname = endpoint.hostname.take().map(|name| name + evil);
+        }
+    }
+    let text = run(&objects).text;
+    let commands = text.lines().filter(|line| line.starts_with("add table"));
+    assert_eq!(
+        commands.collect::<Vec<_>>(),
+        ["add table ip proxyd", "add table ip6 proxyd"]
+    );
+    assert!(text.contains("evil"), "the text is there, as a comment");
 }

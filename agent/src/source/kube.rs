@@ -5,14 +5,17 @@
 
 use std::fmt::Debug;
 use std::path::Path;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::ListParams;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Error as WatchError, InitialListStrategy, watcher};
+use kube::runtime::utils::Backoff as _;
+use kube::runtime::watcher::{
+    self, DefaultBackoff, Error as WatchError, InitialListStrategy, watcher,
+};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
@@ -24,6 +27,12 @@ use crate::model::{ObjectName, Parsed};
 
 /// The field selector that leaves headless Services out.
 const NOT_HEADLESS: &str = "spec.clusterIP!=None";
+
+/// How long the API server may be silent before a request is given up and made anew.
+const SILENCE: Duration = Duration::from_secs(90);
+
+/// The longest pause between attempts, should the backoff ever end.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Why the API server cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +52,6 @@ pub enum KubeError {
         #[source]
         source: KubeconfigError,
     },
-    /// The URL is none.
-    #[error("--master {url}: not a URL ({source}); write it as https://host:6443")]
-    Master {
-        /// The flag's value.
-        url: String,
-        /// What is wrong with it.
-        #[source]
-        source: http::uri::InvalidUri,
-    },
     /// No client could be made of the settings.
     #[error("connecting to the API server: {0}")]
     Client(#[source] kube::Error),
@@ -70,7 +70,10 @@ pub enum KubeError {
 ///
 /// # Errors
 /// That nothing says where the API server is, or that what says so cannot be used.
-pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<Client, KubeError> {
+pub async fn client(
+    kubeconfig: Option<&Path>,
+    master: Option<&http::Uri>,
+) -> Result<Client, KubeError> {
     let mut config = match (kubeconfig, master) {
         (Some(path), _) => {
             let error = |source| KubeError::Kubeconfig {
@@ -82,20 +85,18 @@ pub async fn client(kubeconfig: Option<&Path>, master: Option<&str>) -> Result<C
                 .await
                 .map_err(error)?
         }
-        (None, Some(url)) => kube::Config::new(parse_url(url)?),
+        (None, Some(url)) => kube::Config::new(url.clone()),
         (None, None) => kube::Config::incluster().map_err(KubeError::NoCluster)?,
     };
     if let Some(url) = master {
-        config.cluster_url = parse_url(url)?;
+        config.cluster_url = url.clone();
     }
+    // A watch hears from the server at least once a minute (bookmarks), so silence means that the other end is
+    // gone without a word, as after a loss of power.
+    config.read_timeout = Some(SILENCE);
+    // Watches try again by themselves, and say so.
+    config.default_retry = false;
     Client::try_from(config).map_err(KubeError::Client)
-}
-
-fn parse_url(url: &str) -> Result<http::Uri, KubeError> {
-    url.parse().map_err(|source| KubeError::Master {
-        url: url.to_owned(),
-        source,
-    })
 }
 
 /// Reads everything once, headless Services and their slices too.
@@ -227,10 +228,11 @@ where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
     F: Fn(&K) -> Parsed<T>,
 {
-    let events = watcher(Api::<K>::all(client.clone()), config.clone()).default_backoff();
+    let events = watcher(Api::<K>::all(client.clone()), config.clone());
     let mut events = std::pin::pin!(events);
     let mut listed = Vec::new();
     let mut failing = false;
+    let mut backoff = DefaultBackoff::default();
     while let Some(event) = events.next().await {
         let event = match event {
             Ok(event) => event,
@@ -246,11 +248,16 @@ where
                         explain_watch(kind.what, &error)
                     );
                 }
+                tokio::time::sleep(backoff.next().unwrap_or(LONGEST_PAUSE)).await;
                 continue;
             }
         };
-        if std::mem::take(&mut failing) {
-            info!("watching {} again", kind.what);
+        // The beginning of a list comes before the server is asked, and says nothing of it.
+        if !matches!(event, watcher::Event::Init) {
+            backoff.reset();
+            if std::mem::take(&mut failing) {
+                info!("watching {} again", kind.what);
+            }
         }
         let taken = match event {
             watcher::Event::Init => {

@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tracing::{debug, warn};
 
@@ -20,10 +21,18 @@ pub use parse::ManifestError;
 use crate::event::Event;
 use crate::model::translate::Objects;
 
+/// How long nothing may change before files are read: editors and tools take less between their steps.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// How long to wait for that at most.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
 /// Files and directories that hold manifests, with what each file held when it was last read.
 #[derive(Debug)]
 pub struct Manifests {
     paths: Vec<PathBuf>,
+    /// Those of the paths that were directories at the start. One that is missing later is an error.
+    directories: BTreeSet<PathBuf>,
     stdin: Option<String>,
     before: BTreeMap<PathBuf, Vec<parse::Found>>,
 }
@@ -34,8 +43,10 @@ impl Manifests {
     /// # Errors
     /// The first path that cannot be read: what it holds would seem to be gone.
     pub fn at(paths: &[PathBuf]) -> Result<Self, ManifestError> {
+        let mut directories = BTreeSet::new();
         for path in paths.iter().filter(|path| *path != Path::new("-")) {
             let readable = if path.is_dir() {
+                directories.insert(path.clone());
                 std::fs::read_dir(path).map(drop)
             } else {
                 std::fs::File::open(path).map(drop)
@@ -44,6 +55,7 @@ impl Manifests {
         }
         Ok(Self {
             paths: paths.to_vec(),
+            directories,
             stdin: None,
             before: BTreeMap::new(),
         })
@@ -71,7 +83,7 @@ impl Manifests {
     fn files(&self, errors: &mut Vec<ManifestError>) -> BTreeSet<PathBuf> {
         let mut files = BTreeSet::new();
         for path in &self.paths {
-            if !path.is_dir() {
+            if !self.directories.contains(path) {
                 files.insert(path.clone());
                 continue;
             }
@@ -112,17 +124,18 @@ impl Manifests {
         }
     }
 
-    /// The directories to watch for changes.
-    fn directories(&self) -> BTreeSet<PathBuf> {
+    /// The directories whose entries matter: those given, and those of the files given.
+    fn places(&self) -> BTreeSet<PathBuf> {
         let of_path = |path: &PathBuf| match path.parent() {
-            _ if path.is_dir() => path.clone(),
+            _ if self.directories.contains(path) => path.clone(),
             Some(parent) if parent != Path::new("") => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        self.paths
-            .iter()
-            .filter(|path| *path != Path::new("-"))
+        let paths = self.paths.iter().filter(|path| *path != Path::new("-"));
+        // As the watcher names what changed.
+        paths
             .map(of_path)
+            .filter_map(|place| std::path::absolute(place).ok())
             .collect()
     }
 }
@@ -131,9 +144,9 @@ impl Manifests {
 #[derive(Debug)]
 pub struct Watched {
     manifests: Manifests,
+    places: BTreeSet<PathBuf>,
     changes: mpsc::Receiver<()>,
-    /// Ends the watch when it is dropped.
-    _watcher: RecommendedWatcher,
+    watcher: RecommendedWatcher,
 }
 
 impl Watched {
@@ -143,22 +156,35 @@ impl Watched {
     /// That the kernel cannot watch as many files.
     pub fn new(manifests: Manifests) -> notify::Result<Self> {
         let (changed, changes) = mpsc::channel();
-        let mut watcher =
-            notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                // After an error, too, something may have changed.
-                if event.map_or(true, |event| is_complete(event.kind)) {
-                    // Nobody listens any more when the agent stops.
-                    let _ = changed.send(());
-                }
-            })?;
-        for directory in manifests.directories() {
-            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
-        }
-        Ok(Self {
+        let places = manifests.places();
+        let relevant = places.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // After an error, too, something may have changed.
+            if event.map_or(true, |event| matters(&event, &relevant)) {
+                // Nobody listens any more when the agent stops.
+                let _ = changed.send(());
+            }
+        })?;
+        let mut watched = Self {
             manifests,
+            places,
             changes,
-            _watcher: watcher,
-        })
+            watcher,
+        };
+        watched.watch()?;
+        Ok(watched)
+    }
+
+    /// Watches every place, and the directory that it is in: a place may be removed and made anew, or be a
+    /// symbolic link that is pointed elsewhere, and is another one then.
+    fn watch(&mut self) -> notify::Result<()> {
+        for place in &self.places {
+            if let Some(parent) = place.parent() {
+                self.watcher.watch(parent, RecursiveMode::NonRecursive)?;
+            }
+            self.watcher.watch(place, RecursiveMode::NonRecursive)?;
+        }
+        Ok(())
     }
 
     /// Sends everything now and after each change of a file, for as long as events are taken. Blocks.
@@ -166,10 +192,8 @@ impl Watched {
         let mut reported = Vec::new();
         loop {
             let (objects, errors) = self.manifests.read();
-            errors
-                .iter()
-                .filter(|error| !reported.contains(*error))
-                .for_each(|error| warn!("{error}"));
+            let news = errors.iter().filter(|error| !reported.contains(*error));
+            news.for_each(|error| warn!("{error}"));
             reported = errors;
             let taken = send(Event::ServicesListed(objects.parsed_services()))
                 && send(Event::SlicesListed(objects.parsed_slices(node_name)))
@@ -177,9 +201,18 @@ impl Watched {
             if !taken || self.changes.recv().is_err() {
                 return;
             }
-            while self.changes.try_recv().is_ok() {}
+            self.wait_until_quiet();
+            // A place that is missing now is told of when it is read, and watched when it is made anew.
+            let _ = self.watch();
             debug!("a manifest changed; reading all of them again");
         }
+    }
+
+    /// Waits until nothing changes any more: whoever saves a file writes it in pieces, or moves the old one
+    /// away first.
+    fn wait_until_quiet(&self) {
+        let began = Instant::now();
+        while began.elapsed() < LONGEST_WAIT && self.changes.recv_timeout(QUIET).is_ok() {}
     }
 }
 
@@ -188,13 +221,12 @@ fn is_manifest(path: &Path) -> bool {
         .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e))
 }
 
-/// Whether an event of the file system means that a file is whole again: written and closed, or moved, made
-/// or removed. In the middle of writing it is not.
-fn is_complete(kind: EventKind) -> bool {
-    match kind {
+/// Whether an event of the file system may have changed what is in these places.
+fn matters(event: &notify::Event, places: &BTreeSet<PathBuf>) -> bool {
+    let is_change = match event.kind {
         EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
-        EventKind::Modify(kind) => matches!(kind, ModifyKind::Name(_)),
-        EventKind::Create(_) | EventKind::Remove(_) => true,
-        EventKind::Any | EventKind::Other => false,
-    }
+        _ => true,
+    };
+    let is_here = |path: &PathBuf| places.iter().any(|place| path.starts_with(place));
+    event.need_rescan() || (is_change && event.paths.iter().any(is_here))
 }

@@ -6,7 +6,7 @@
 //! are written twice, here and as text in [`super::skeleton::Skeleton::chains_text`]; the test
 //! `the_agent_and_the_dry_run_load_the_same_table` in `tests/` holds the two together.
 
-use netlink_packet_core::{DefaultNla, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{DefaultNla, Emitable as _, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey,
     NfTablesMessage, Payload, Register, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
@@ -75,6 +75,17 @@ pub(super) fn messages(
         )
     }));
     messages
+}
+
+/// The bytes of a chain's messages, for the version of the program.
+pub(super) fn bytes(chain: Chain, family: Family, has_pod_networks: bool) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (message, _) in messages(chain, family, has_pod_networks) {
+        let start = bytes.len();
+        bytes.resize(start + message.buffer_len(), 0);
+        message.emit(&mut bytes[start..]);
+    }
+    bytes
 }
 
 /// `jump mark-for-masquerade`

@@ -36,19 +36,25 @@ pub struct Nft {
 }
 
 impl Nft {
-    /// Connects to the kernel and makes sure that proxyd may and can change its rules. Nothing is changed yet.
+    /// Connects to the kernel. Nothing is changed yet.
     ///
     /// # Errors
-    /// That the kernel has no nftables or does not permit it, or that there is no `nft` program.
+    /// That the kernel has no nftables, or no socket could be had.
     pub fn new(config: &SkeletonConfig) -> Result<Self, DataplaneError> {
-        let mut connection = Connection::open()?;
-        connection.table_comment(Family::V4)?;
-        process::load("")?;
         Ok(Self {
             skeletons: PerFamily::from_fn(|family| Skeleton::new(family, config)),
             chains: PerFamily::default(),
-            connection,
+            connection: Connection::open()?,
         })
+    }
+
+    /// Makes sure that proxyd may and can change the rules.
+    ///
+    /// # Errors
+    /// That the kernel does not permit it, or that there is no `nft` program.
+    pub fn check(&mut self) -> Result<(), DataplaneError> {
+        self.connection.table_comment(Family::V4)?;
+        process::load("")
     }
 }
 

@@ -126,8 +126,12 @@ impl Connection {
         let mut messages = chains;
         messages.extend(encode::removals(&elements.removed).map(|message| (message, 0)));
         messages.extend(encode::additions(&elements.added).map(|message| (message, NLM_F_CREATE)));
-        self.batch(family, messages)
-            .map_err(|error| refused("a change of elements", error))
+        self.batch(family, messages).map_err(|error| {
+            match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOENT | Errno::EEXIST) => DataplaneError::ChangedByOthers(error),
+                _ => refused("a change of elements", error),
+            }
+        })
     }
 
     /// Deletes our table, if it is there.

@@ -1,14 +1,15 @@
 //! The skeleton: the constant program of one family, as text that nft 1.0.1 and later load.
 //!
 //! It holds no Service: those are elements of its maps. Its [`Skeleton::version`] stands in the table's
-//! comment and changes with any letter of the program, so that a restart knows whether it may adopt what is
-//! there. nft prints some rules otherwise than they were written, so the text itself is never compared.
+//! comment and changes with any letter of the program and any expression of its chains, so that a restart knows
+//! whether it may adopt what is there. nft prints some rules otherwise than they were written, so the text itself is never compared.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use ipnet::IpNet;
 
+use super::chains;
 use super::elements::{At, Chain};
 use crate::model::{Family, PerFamily};
 use crate::plan::Masquerade;
@@ -50,13 +51,20 @@ impl Skeleton {
             mark: 1 << config.masquerade_bit,
             version: String::new(),
         };
-        let every_shape = Chain::SHAPES.map(|(_, at, masquerade)| Chain::Balance {
+        let shapes = Chain::SHAPES.map(|(_, at, masquerade)| Chain::Balance {
             at,
             masquerade,
             count: 1,
         });
-        let program = skeleton.text() + &skeleton.chains_text(&every_shape.into());
-        skeleton.version = format!("proxyd {:016x}", fnv1a(program.as_bytes()));
+        let has_pod_networks = skeleton.has_pod_networks();
+        let mut program = skeleton.text().into_bytes();
+        program.extend(skeleton.chains_text(&shapes.into()).into_bytes());
+        program.extend(
+            shapes
+                .iter()
+                .flat_map(|chain| chains::bytes(*chain, family, has_pod_networks)),
+        );
+        skeleton.version = format!("proxyd {:016x}", fnv1a(&program));
         skeleton
     }
 
@@ -142,7 +150,7 @@ impl Skeleton {
 	chain nat-postrouting {{
 		type nat hook postrouting priority 100; policy accept;
 		meta mark & {mark:#010x} != 0 goto do-masquerade
-		{ip} saddr . {ip} daddr @hairpin goto do-masquerade
+		ct status dnat {ip} saddr . {ip} daddr @hairpin goto do-masquerade
 	}}
 	# The mark goes first: an overlay's outer packet keeps it and would be translated again.
 	chain do-masquerade {{

@@ -6,6 +6,7 @@
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
+use super::service::has_address;
 use super::{PROXY_NAME_LABEL, SERVICE_NAME_LABEL, has_label, name_of};
 use crate::model::ObjectName;
 
@@ -50,12 +51,12 @@ pub fn unserved(service: &core::Service, slices: &[discovery::EndpointSlice]) ->
     } else if has_label(&service.metadata, PROXY_NAME_LABEL) {
         let labels = service.metadata.labels.as_ref();
         Why::OtherProxy(text(labels.and_then(|l| l.get(PROXY_NAME_LABEL))))
+    } else if spec.is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None")) {
+        Why::Headless(host_records(&name, slices))
+    } else if spec.is_some_and(has_address) {
+        return None;
     } else {
-        match spec.and_then(|s| s.cluster_ip.as_deref()) {
-            Some("None") => Why::Headless(host_records(&name, slices)),
-            None | Some("") => Why::NoAddressYet,
-            Some(_) => return None,
-        }
+        Why::NoAddressYet
     };
     Some(Unserved { name, why })
 }

@@ -1,5 +1,6 @@
 //! Service → [`Service`].
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
@@ -24,6 +25,8 @@ pub fn service(object: &api::Service) -> Parsed<Service> {
         ports.iter().enumerate().map(|(i, p)| service_port(i, p)),
         &mut complaints,
     );
+    complaints.extend(unknown_type(spec));
+    let ports = without_doubles(ports, &mut complaints);
     complaints.extend(not_yet(object, spec));
     let created = object
         .metadata
@@ -51,8 +54,15 @@ fn served_type(object: &api::Service, spec: &api::ServiceSpec) -> Option<Service
         Some("LoadBalancer") => ServiceType::LoadBalancer,
         _ => ServiceType::ClusterIp,
     };
-    let has_address = !matches!(spec.cluster_ip.as_deref(), None | Some("" | "None"));
-    (has_address && !has_label(&object.metadata, PROXY_NAME_LABEL)).then_some(kind)
+    let is_served = has_address(spec) && !has_label(&object.metadata, PROXY_NAME_LABEL);
+    is_served.then_some(kind)
+}
+
+/// Whether a ClusterIP is allocated; headless Services never have one.
+pub(super) fn has_address(spec: &api::ServiceSpec) -> bool {
+    let listed = spec.cluster_ips.as_deref().unwrap_or_default();
+    let first = listed.first().or(spec.cluster_ip.as_ref());
+    !matches!(first.map(String::as_str), None | Some("" | "None"))
 }
 
 /// `clusterIPs`, or `clusterIP` where that list is missing; at most one of each family, as the API has it.
@@ -100,6 +110,33 @@ fn service_port(index: usize, object: &api::ServicePort) -> Result<ServicePort, 
     })
 }
 
+/// A type that Kubernetes does not know, which counts as ClusterIP.
+fn unknown_type(spec: &api::ServiceSpec) -> Option<Complaint> {
+    let kind = spec.type_.as_deref()?;
+    (!["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"].contains(&kind)).then(|| {
+        let reason = format!("{kind:?} is not a type of Service; it is served as ClusterIP");
+        Complaint::invalid("spec.type", reason)
+    })
+}
+
+/// Of ports with one number and protocol the first counts.
+fn without_doubles(ports: Vec<ServicePort>, complaints: &mut Vec<Complaint>) -> Vec<ServicePort> {
+    let mut seen = BTreeSet::new();
+    ports
+        .into_iter()
+        .filter(|port| {
+            let is_first = seen.insert((port.protocol, port.port));
+            if !is_first {
+                let (name, number, protocol) = (&port.name, port.port, port.protocol);
+                let reason =
+                    format!("{name:?} is a second port {number} {protocol}; it is skipped");
+                complaints.push(Complaint::invalid("spec.ports", reason));
+            }
+            is_first
+        })
+        .collect()
+}
+
 /// Fields that change how a Service is to be served and that this version does not act on.
 fn not_yet(object: &api::Service, spec: &api::ServiceSpec) -> impl Iterator<Item = Complaint> {
     const EVERYWHERE: &str = "connections go to endpoints on every node";
@@ -135,6 +172,11 @@ fn not_yet(object: &api::Service, spec: &api::ServiceSpec) -> impl Iterator<Item
             has_ingress_ip,
             "status.loadBalancer.ingress",
             "these addresses are not served",
+        ),
+        (
+            spec.health_check_node_port.is_some_and(|port| port > 0),
+            "spec.healthCheckNodePort",
+            "nothing answers there",
         ),
         (
             not_empty(&spec.load_balancer_source_ranges),

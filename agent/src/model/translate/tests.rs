@@ -118,6 +118,28 @@ fn a_service_keeps_what_is_good() {
 }
 
 #[test]
+fn a_cluster_ip_may_stand_in_the_list_alone() {
+    let parsed = service(&a_service(
+        json!({ "clusterIPs": ["10.96.0.1"], "ports": [{ "port": 80 }] }),
+    ));
+    assert_eq!(parsed.object.unwrap().cluster_ips.len(), 1);
+}
+
+#[test]
+fn what_is_doubled_or_unknown_is_told() {
+    let ports = json!([{ "name": "a", "port": 80 }, { "name": "b", "port": 80 }, { "name": "c", "port": 80, "protocol": "UDP" }]);
+    let parsed = service(&a_service(
+        json!({ "type": "Nodeport", "clusterIP": "10.96.0.1", "ports": ports }),
+    ));
+    expect![[r#"
+        spec.type: "Nodeport" is not a type of Service; it is served as ClusterIP
+        spec.ports: "b" is a second port 80 tcp; it is skipped
+    "#]]
+    .assert_eq(&complaints(&parsed));
+    assert_eq!(parsed.object.unwrap().ports.len(), 2);
+}
+
+#[test]
 fn a_slice_keeps_what_is_good() {
     let check = |object: discovery::EndpointSlice, expected: Expect, complained: Expect| {
         let parsed = slice(&object, "node-1");

@@ -115,22 +115,21 @@ pub(super) fn file(file: &Path, text: &str) -> (Vec<Found>, Vec<ManifestError>) 
     (found, errors)
 }
 
-/// The documents of a text: JSON values if it begins with a brace or bracket, else YAML.
-fn documents(text: &str) -> Box<dyn Iterator<Item = Result<Value, String>> + '_> {
-    if text.trim_start().starts_with(['{', '[']) {
-        let values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
-        return Box::new(
-            values.map(|value| value.map_err(|error| format!("not valid JSON: {error}"))),
-        );
-    }
-    // As kubectl does, so that a bad document does not cost those behind it.
+/// The documents of a text. Separated as kubectl does it, so that a bad one does not cost those behind it; each
+/// holds JSON values if it begins with a brace or bracket, else YAML.
+fn documents(text: &str) -> impl Iterator<Item = Result<Value, String>> {
     let mut starts: Vec<usize> = vec![0];
     let lines = text.match_indices("\n---").map(|(at, _)| at + 1);
-    starts.extend(
-        lines.filter(|at| {
-            text[at + 3..].starts_with(['\n', '\r', ' ', '\t']) || at + 3 == text.len()
-        }),
-    );
+    starts.extend(lines.filter(|at| {
+        let rest = &text[at + 3..];
+        // Directives such as %YAML belong to the document behind their separator.
+        let has_directive = text[..*at]
+            .trim_end()
+            .lines()
+            .next_back()
+            .is_some_and(|line| line.starts_with('%'));
+        (rest.is_empty() || rest.starts_with(['\n', '\r', ' ', '\t'])) && !has_directive
+    }));
     let ends: Vec<usize> = starts.iter().skip(1).copied().chain([text.len()]).collect();
     let documents = starts
         .into_iter()
@@ -138,7 +137,26 @@ fn documents(text: &str) -> Box<dyn Iterator<Item = Result<Value, String>> + '_>
         .map(|(start, end)| &text[start..end]);
     // A text that begins with a separator has nothing before it.
     let documents = documents.filter(|document| !document.trim().is_empty());
-    Box::new(documents.map(yaml))
+    documents.flat_map(|document| {
+        let bare = document
+            .strip_prefix("---")
+            .unwrap_or(document)
+            .trim_start();
+        // A brace may begin YAML in flow style, too.
+        match bare.starts_with(['{', '[']).then(|| json(bare)) {
+            Some(values) if values.iter().all(Result::is_ok) => values,
+            Some(values) => yaml(document).map_or(values, |value| vec![Ok(value)]),
+            None => vec![yaml(document)],
+        }
+    })
+}
+
+/// One or more JSON values.
+fn json(text: &str) -> Vec<Result<Value, String>> {
+    let values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    values
+        .map(|value| value.map_err(|error| format!("not valid JSON: {error}")))
+        .collect()
 }
 
 fn yaml(document: &str) -> Result<Value, String> {
@@ -187,7 +205,15 @@ fn take_objects(
         let Some(Value::Array(items)) = list.remove("items") else {
             return;
         };
-        for (index, item) in items.into_iter().enumerate() {
+        for (index, mut item) in items.into_iter().enumerate() {
+            // The API itself leaves out what the list's kind says already.
+            if let (Value::Object(item), Some(kind)) = (&mut item, kind.strip_suffix("List"))
+                && !kind.is_empty()
+            {
+                item.entry("kind").or_insert_with(|| kind.into());
+                item.entry("apiVersion")
+                    .or_insert_with(|| api.clone().into());
+            }
             let place = Place {
                 item: Some(index + 1),
                 object: None,
@@ -202,6 +228,15 @@ fn take_objects(
         ("v1", "Endpoints") => typed(value).map(Object::Endpoints),
         ("v1", "Node") => typed(value).map(Object::Node),
         ("discovery.k8s.io/v1", "EndpointSlice") => typed(value).map(Object::Slice),
+        (_, "Service" | "Endpoints" | "Node") if api.is_empty() || !api.contains('/') => Err(
+            format!("apiVersion: {api:?} is not known for a {kind}; write v1"),
+        ),
+        (_, "EndpointSlice") if api.is_empty() || api.starts_with("discovery.k8s.io/") => {
+            Err(format!(
+                "apiVersion: {api:?} is not known for an EndpointSlice; write discovery.k8s.io/v1"
+            ))
+        }
+        // Not for a service proxy: other kinds, and those of other groups, such as Knative's Service.
         _ => return,
     };
     match object.and_then(Object::named) {

@@ -124,3 +124,33 @@ fn what_goes_missing_while_a_file_is_bad_stays_in_force() {
     assert_eq!(names, ["shop/web", "shop/api"]);
     assert!(!keep_missing(&mut now, before));
 }
+
+#[test]
+fn every_form_that_tools_print_is_read() {
+    check(
+        "{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"a\"}}\n---\n\
+         {apiVersion: v1, kind: Service, metadata: {name: b}}\n",
+        expect![[r#"
+            Service default/a
+            Service default/b"#]],
+    );
+    check(
+        "%YAML 1.2\n---\napiVersion: v1\nkind: Service\nmetadata: {name: c}\n",
+        expect!["Service default/c"],
+    );
+    check(
+        r#"{"kind":"ServiceList","apiVersion":"v1","items":[{"metadata":{"name":"d"},"spec":{}}]}"#,
+        expect!["Service default/d"],
+    );
+}
+
+#[test]
+fn a_wrong_version_of_a_kind_that_matters_is_told() {
+    check(
+        "kind: Service\nmetadata: {name: a}\n---\napiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\n\
+         metadata: {name: b}\n---\napiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: c}\n",
+        expect![[r#"
+            error: x.yaml, document 1, Service a: apiVersion: "" is not known for a Service; write v1
+            error: x.yaml, document 2, EndpointSlice b: apiVersion: "discovery.k8s.io/v1beta1" is not known for an EndpointSlice; write discovery.k8s.io/v1"#]],
+    );
+}
