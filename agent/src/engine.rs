@@ -105,6 +105,15 @@ impl Engine {
                 self.snapshot.remove_slice(&name);
                 self.slices.forget(&name);
             }
+            Event::AllListed {
+                services,
+                slices,
+                node,
+            } => {
+                self.handle(Event::ServicesListed(services));
+                self.handle(Event::SlicesListed(slices));
+                self.handle(Event::NodeChanged(node));
+            }
             Event::NodeChanged(node) => {
                 if node.is_none() && (self.awaited.node || self.snapshot.node().is_some()) {
                     info!(

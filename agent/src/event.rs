@@ -20,6 +20,16 @@ pub enum Event {
     SliceApplied(Parsed<Slice>),
     /// One EndpointSlice is gone.
     SliceDeleted(ObjectName),
+    /// Services, EndpointSlices and the own Node, all as they are at one moment. Between the single events a
+    /// Service and its slice may not fit together.
+    AllListed {
+        /// Every Service.
+        services: Vec<Parsed<Service>>,
+        /// Every EndpointSlice.
+        slices: Vec<Parsed<Slice>>,
+        /// The own Node object.
+        node: Option<Node>,
+    },
     /// The own Node object as it is now, or that there is none.
     NodeChanged(Option<Node>),
     /// The addresses that the machine's interfaces have now, loopback and link-local ones left out.

@@ -163,6 +163,12 @@ pub(crate) fn any_event() -> impl Strategy<Value = Event> {
         1 => slices.prop_map(|list| {
             Event::SlicesListed(list.iter().map(|s| good(s, &s.name)).collect())
         }),
+        1 => (prop::collection::vec(any_service(), 0..5), prop::collection::vec(any_slice(), 0..6))
+            .prop_map(|(services, slices)| Event::AllListed {
+                services: services.iter().map(|s| good(s, &s.name)).collect(),
+                slices: slices.iter().map(|s| good(s, &s.name)).collect(),
+                node: None,
+            }),
         1 => (2..5_u8).prop_map(|n| {
             Event::HostAddressesChanged(BTreeSet::from([ip(&format!("192.168.0.{n}")), ip("fd00::2")]))
         }),

@@ -111,6 +111,32 @@ fn what_a_refused_commit_carried_is_not_lost() {
 }
 
 #[test]
+fn what_is_listed_together_is_committed_together() {
+    let mut engine = engine();
+    let mut dataplane = Recording::default();
+    let [_, addresses] = node_facts();
+    let mut all = |port_name: &str| {
+        let mut service = service("a", &["10.96.0.1"]);
+        let mut slice = slice("a-1", "a", &[endpoint("10.1.0.1")]);
+        service.ports[0].name = port_name.into();
+        slice.ports[0].name = port_name.into();
+        engine.handle(Event::AllListed {
+            services: vec![good(&service, &service.name)],
+            slices: vec![good(&slice, &slice.name)],
+            node: None,
+        });
+        engine.handle(addresses.clone());
+        sync(&mut engine, &mut dataplane);
+        std::mem::take(&mut dataplane.committed)
+    };
+    assert!(!all("http").is_empty());
+    assert!(
+        all("renamed").is_empty(),
+        "the Service is served as before, at every moment"
+    );
+}
+
+#[test]
 fn a_restart_writes_only_what_differs() {
     let mut dataplane = Recording::default();
     let services = [service("a", &["10.96.0.1"]), service("b", &["10.96.0.2"])];
@@ -184,6 +210,15 @@ impl World {
             }
             Event::SliceApplied(parsed) => put(&mut self.slices, parsed),
             Event::SliceDeleted(name) => drop(self.slices.remove(&name)),
+            Event::AllListed {
+                services,
+                slices,
+                node,
+            } => {
+                self.handle(Event::ServicesListed(services));
+                self.handle(Event::SlicesListed(slices));
+                self.handle(Event::NodeChanged(node));
+            }
             Event::NodeChanged(node) => self.node = node,
             Event::HostAddressesChanged(addresses) => self.addresses = addresses,
         }

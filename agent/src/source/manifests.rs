@@ -190,14 +190,22 @@ impl Watched {
     /// Sends everything now and after each change of a file, for as long as events are taken. Blocks.
     pub fn run(mut self, node_name: &str, send: impl Fn(Event) -> bool) {
         let mut reported = Vec::new();
+        let mut is_first = true;
         loop {
             let (objects, errors) = self.manifests.read();
             let news = errors.iter().filter(|error| !reported.contains(*error));
             news.for_each(|error| warn!("{error}"));
+            if std::mem::take(&mut is_first) && !errors.is_empty() {
+                warn!(
+                    "what could not be read has no rules until it is mended, rules from before neither"
+                );
+            }
             reported = errors;
-            let taken = send(Event::ServicesListed(objects.parsed_services()))
-                && send(Event::SlicesListed(objects.parsed_slices(node_name)))
-                && send(Event::NodeChanged(objects.own_node(node_name)));
+            let taken = send(Event::AllListed {
+                services: objects.parsed_services(),
+                slices: objects.parsed_slices(node_name),
+                node: objects.own_node(node_name),
+            });
             if !taken || self.changes.recv().is_err() {
                 return;
             }
