@@ -293,16 +293,22 @@ fn an_element_that_someone_deleted_is_there_again_after_a_restart() {
 }
 
 #[test]
-fn a_table_that_holds_what_the_agent_never_writes_is_replaced() {
+fn a_table_that_is_not_as_the_agent_makes_it_is_replaced() {
     let cluster = Cluster::new();
     let a = cluster.node1.pod("a").serving(8080);
     let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
-    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    let mut world = World::start(cluster, &objects, &World::DETECT_PODS);
     let complete = rules(&world.node().netns);
-    let foreign = "add element ip proxyd services { 10.96.0.9 . tcp . 80 : drop }";
-    nft(&world.node().netns, &["-f", "-"], foreign);
-    let world = world.restart(&World::DETECT_PODS);
-    assert_eq!(rules(&world.node().netns), complete);
+    for change in [
+        "add element ip proxyd services { 10.96.0.9 . tcp . 80 : drop }",
+        "add element ip proxyd endpoints { 10.96.0.1 . tcp . 80 . 7 : 10.244.1.9 . 80 }",
+        "flush chain ip proxyd nat-postrouting\ndelete set ip proxyd hairpin",
+        "delete table ip proxyd",
+    ] {
+        nft(&world.node().netns, &["-f", "-"], change);
+        world = world.restart(&World::DETECT_PODS);
+        assert_eq!(rules(&world.node().netns), complete, "after {change}");
+    }
 }
 
 #[test]

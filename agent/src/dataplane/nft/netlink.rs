@@ -78,7 +78,7 @@ impl Connection {
                     .find_map(decode::table_comment)
                     .unwrap_or_default(),
             )),
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(None),
+            Err(error) if is(&error, Errno::ENOENT) => Ok(None),
             Err(error) => Err(refused("to show our table", error)),
         }
     }
@@ -90,11 +90,12 @@ impl Connection {
     ) -> Result<Option<(Held, BTreeSet<Chain>)>, DataplaneError> {
         let mut held = Held::default();
         for set in Set::ALL {
-            let answers = self
-                .request(family, encode::dump(set), NLM_F_DUMP)
-                .map_err(|error| {
+            let answers = match self.request(family, encode::dump(set), NLM_F_DUMP) {
+                Err(error) if is(&error, Errno::ENOENT) => return Ok(None),
+                result => result.map_err(|error| {
                     refused(&format!("to list the elements of {}", set.name()), error)
-                })?;
+                })?,
+            };
             for answer in &answers {
                 if decode::note_elements(&mut held, set, family, answer).is_none() {
                     return Ok(None);
@@ -137,7 +138,7 @@ impl Connection {
     /// Deletes our table, if it is there.
     pub(super) fn delete_table(&mut self, family: Family) -> Result<(), DataplaneError> {
         match self.batch(family, vec![(NfTablesMessage::DeleteTable(our_table()), 0)]) {
-            Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+            Err(error) if is(&error, Errno::ENOENT) => Ok(()),
             result => result.map_err(|error| refused("to delete our table", error)),
         }
     }
@@ -296,9 +297,19 @@ fn emit(buffer: &mut Vec<u8>, message: NetfilterMessage, flags: u16, sequence: u
     message.serialize(&mut buffer[start..]);
 }
 
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno as i32)
+}
+
 fn refused(what: &str, error: io::Error) -> DataplaneError {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => DataplaneError::NotPermitted,
+        Some(Errno::EMSGSIZE) => DataplaneError::Refused {
+            what: format!(
+                "{what} (raise the sysctl net.core.wmem_max, or run as root of the first user namespace)"
+            ),
+            source: error,
+        },
         _ => DataplaneError::Refused {
             what: what.to_owned(),
             source: error,
