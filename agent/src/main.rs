@@ -7,6 +7,7 @@ use clap::Parser as _;
 use proxyd::cli::Cli;
 use proxyd::config::{Config, Mode};
 use proxyd::run::{self, RunError};
+use proxyd::source::manifests::ManifestError;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 fn main() -> ExitCode {
@@ -33,7 +34,10 @@ fn main() -> ExitCode {
 /// Prints the rules, and to standard error what is not served. A failure if any input was refused.
 fn dry_run(config: &Config) -> Result<ExitCode, RunError> {
     let (dry_run, errors) = run::plan_once(config)?;
-    errors.iter().for_each(|error| eprintln!("error: {error}"));
+    for error in &errors {
+        let level = if error.is_refusal() { "error" } else { "note" };
+        eprintln!("{level}: {error}");
+    }
     for note in &dry_run.notes {
         let level = if note.is_invalid() { "error" } else { "note" };
         eprintln!("{level}: {note}");
@@ -41,7 +45,8 @@ fn dry_run(config: &Config) -> Result<ExitCode, RunError> {
     std::io::stdout()
         .write_all(dry_run.text.as_bytes())
         .map_err(RunError::Output)?;
-    let refused = !errors.is_empty() || dry_run.notes.iter().any(proxyd::dry_run::Note::is_invalid);
+    let refused = errors.iter().any(ManifestError::is_refusal)
+        || dry_run.notes.iter().any(proxyd::dry_run::Note::is_invalid);
     Ok(if refused {
         ExitCode::FAILURE
     } else {

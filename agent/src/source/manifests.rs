@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tracing::{debug, warn};
+use tracing::{info, warn};
 
 pub use parse::ManifestError;
 
@@ -68,7 +68,8 @@ impl Manifests {
         for file in self.files(&mut errors) {
             let (mut found, mut failed) = self.read_file(&file);
             let before = self.before.remove(&file).unwrap_or_default();
-            if !failed.is_empty() && parse::keep_missing(&mut found, before) {
+            let is_bad = failed.iter().any(ManifestError::is_refusal);
+            if is_bad && parse::keep_missing(&mut found, before) {
                 failed.iter_mut().for_each(ManifestError::note_kept);
             }
             errors.append(&mut failed);
@@ -195,7 +196,7 @@ impl Watched {
             let (objects, errors) = self.manifests.read();
             let news = errors.iter().filter(|error| !reported.contains(*error));
             news.for_each(|error| warn!("{error}"));
-            if std::mem::take(&mut is_first) && !errors.is_empty() {
+            if std::mem::take(&mut is_first) && errors.iter().any(ManifestError::is_refusal) {
                 warn!(
                     "what could not be read has no rules until it is mended, rules from before neither"
                 );
@@ -212,7 +213,7 @@ impl Watched {
             self.wait_until_quiet();
             // A place that is missing now is told of when it is read, and watched when it is made anew.
             let _ = self.watch();
-            debug!("a manifest changed; reading all of them again");
+            info!("manifests changed; reading all of them again");
         }
     }
 

@@ -100,6 +100,12 @@ fn endpoint(
         );
         return Err(complaint(reason));
     }
+    if is_special(address) {
+        let reason = format!(
+            "{address} is an unspecified, loopback, link-local or multicast address; the endpoint is skipped"
+        );
+        return Err(complaint(reason));
+    }
     let conditions = object.conditions.as_ref();
     Ok(Endpoint {
         address,
@@ -108,6 +114,15 @@ fn endpoint(
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
     })
+}
+
+/// Addresses that no endpoint can have (`ValidateNonSpecialIP` of kube-apiserver).
+fn is_special(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local
 }
 
 /// Where an endpoint with this `nodeName` runs.

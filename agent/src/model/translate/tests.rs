@@ -154,6 +154,7 @@ fn a_slice_keeps_what_is_good() {
                 { "addresses": ["10.1.0.1", "10.1.0.2"], "nodeName": "node-1" },
                 { "addresses": ["10.1.0.3"], "conditions": { "ready": false, "terminating": true } },
                 { "addresses": ["fd00::1"] }, { "addresses": [] }, { "addresses": ["pod"] },
+                { "addresses": ["127.0.0.1"] }, { "addresses": ["169.254.1.1"] }, { "addresses": ["0.0.0.0"] },
             ]),
         ),
         expect![[r#"
@@ -180,6 +181,9 @@ fn a_slice_keeps_what_is_good() {
             endpoints[2].addresses[0]: fd00::1 is not an IPv4 address as addressType says; the endpoint is skipped
             endpoints[3].addresses[0]: "" is not an IP address; the endpoint is skipped
             endpoints[4].addresses[0]: "pod" is not an IP address; the endpoint is skipped
+            endpoints[5].addresses[0]: 127.0.0.1 is an unspecified, loopback, link-local or multicast address; the endpoint is skipped
+            endpoints[6].addresses[0]: 169.254.1.1 is an unspecified, loopback, link-local or multicast address; the endpoint is skipped
+            endpoints[7].addresses[0]: 0.0.0.0 is an unspecified, loopback, link-local or multicast address; the endpoint is skipped
         "#]],
     );
     check(

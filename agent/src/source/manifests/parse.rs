@@ -20,7 +20,18 @@ pub struct ManifestError {
     file: PathBuf,
     place: Option<Place>,
     message: String,
-    kept: bool,
+    consequence: Consequence,
+}
+
+/// What follows from an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Consequence {
+    /// What it is about is skipped.
+    Skipped,
+    /// What the file held before stays in force.
+    KeptBefore,
+    /// The object is taken all the same.
+    Taken,
 }
 
 /// Where in a file: documents and the items of a List count from 1.
@@ -56,28 +67,31 @@ impl ManifestError {
             file: file.to_owned(),
             place,
             message,
-            kept: false,
+            consequence: Consequence::Skipped,
         }
     }
 
     /// Says that what the file held before stays in force.
     pub(super) fn note_kept(&mut self) {
-        self.kept = true;
+        if self.is_refusal() {
+            self.consequence = Consequence::KeptBefore;
+        }
+    }
+
+    /// Whether something was refused; else it is only a hint.
+    pub fn is_refusal(&self) -> bool {
+        self.consequence != Consequence::Taken
     }
 }
 
 impl fmt::Display for ManifestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.file == Path::new("-") {
-            f.write_str("standard input")?;
-        } else {
-            write!(f, "{}", self.file.display())?;
-        }
+        f.write_str(&shown(&self.file))?;
         if let Some(place) = &self.place {
             write!(f, "{place}")?;
         }
         write!(f, ": {}", self.message)?;
-        if self.kept {
+        if self.consequence == Consequence::KeptBefore {
             f.write_str("; objects that this file held before stay in force until it is mended")?;
         }
         Ok(())
@@ -93,6 +107,15 @@ impl fmt::Display for Place {
         self.object
             .as_ref()
             .map_or(Ok(()), |object| write!(f, ", {object}"))
+    }
+}
+
+/// A file's name for people.
+fn shown(file: &Path) -> String {
+    if file == Path::new("-") {
+        "standard input".to_owned()
+    } else {
+        file.display().to_string()
     }
 }
 
@@ -137,17 +160,27 @@ fn documents(text: &str) -> impl Iterator<Item = Result<Value, String>> {
         .map(|(start, end)| &text[start..end]);
     // A text that begins with a separator has nothing before it.
     let documents = documents.filter(|document| !document.trim().is_empty());
-    documents.flat_map(|document| {
+    documents.flat_map(move |document| {
         let bare = document
             .strip_prefix("---")
             .unwrap_or(document)
             .trim_start();
         // A brace may begin YAML in flow style, too.
-        match bare.starts_with(['{', '[']).then(|| json(bare)) {
-            Some(values) if values.iter().all(Result::is_ok) => values,
-            Some(values) => yaml(document).map_or(values, |value| vec![Ok(value)]),
-            None => vec![yaml(document)],
+        let values = if bare.starts_with(['{', '[']) {
+            json(bare)
+        } else {
+            Vec::new()
+        };
+        if !values.is_empty() && (values.iter().all(Result::is_ok) || bare.starts_with("{\"")) {
+            return values;
         }
+        // Only an error pays for the lines before it, by which it tells the line in the file.
+        let value = yaml(document).or_else(|_| {
+            let before = document.as_ptr().addr() - text.as_ptr().addr();
+            let lines = text[..before].matches('\n').count();
+            yaml(&("\n".repeat(lines) + document))
+        });
+        vec![value]
     })
 }
 
@@ -223,14 +256,15 @@ fn take_objects(
         }
         return;
     }
+    let mut ignored = Vec::new();
     let object = match (api.as_str(), kind.as_str()) {
-        ("v1", "Service") => typed(value).map(Object::Service),
-        ("v1", "Endpoints") => typed(value).map(Object::Endpoints),
-        ("v1", "Node") => typed(value).map(Object::Node),
-        ("discovery.k8s.io/v1", "EndpointSlice") => typed(value).map(Object::Slice),
-        (_, "Service" | "Endpoints" | "Node") if api.is_empty() || !api.contains('/') => Err(
-            format!("apiVersion: {api:?} is not known for a {kind}; write v1"),
-        ),
+        ("v1", "Service") => typed(value, &mut ignored).map(Object::Service),
+        ("v1", "Endpoints") => typed(value, &mut ignored).map(Object::Endpoints),
+        ("v1", "Node") => typed(value, &mut ignored).map(Object::Node),
+        ("discovery.k8s.io/v1", "EndpointSlice") => typed(value, &mut ignored).map(Object::Slice),
+        (_, "Service" | "Endpoints" | "Node") if !api.contains('/') => Err(format!(
+            "apiVersion: {api:?} is not known for a {kind}; write v1"
+        )),
         (_, "EndpointSlice") if api.is_empty() || api.starts_with("discovery.k8s.io/") => {
             Err(format!(
                 "apiVersion: {api:?} is not known for an EndpointSlice; write discovery.k8s.io/v1"
@@ -239,6 +273,14 @@ fn take_objects(
         // Not for a service proxy: other kinds, and those of other groups, such as Knative's Service.
         _ => return,
     };
+    errors.extend(ignored.into_iter().map(|field| ManifestError {
+        consequence: Consequence::Taken,
+        ..ManifestError::new(
+            file,
+            Some(place.clone()),
+            format!("{field}: not a known field; it is ignored"),
+        )
+    }));
     match object.and_then(Object::named) {
         Ok(object) => found.push(Found { place, object }),
         Err(message) => errors.push(ManifestError::new(file, Some(place), message)),
@@ -255,10 +297,25 @@ fn described(kind: &str, value: &Value) -> Option<String> {
     Some(format!("{kind} {namespace}{}", text("name")?))
 }
 
-fn typed<T: DeserializeOwned>(value: Value) -> Result<T, String> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        format!("{path}: {}", error.into_inner())
+/// The object that a value stands for; notes the fields that it has no place for.
+fn typed<T: DeserializeOwned>(value: Value, ignored: &mut Vec<String>) -> Result<T, String> {
+    let mut track = serde_path_to_error::Track::new();
+    let tracked = serde_path_to_error::Deserializer::new(value, &mut track);
+    let result = serde_ignored::deserialize(tracked, |path| ignored.push(field(&path.to_string())));
+    result.map_err(|error| format!("{}: {error}", track.path()))
+}
+
+/// A path as Kubernetes writes it: `spec.ports[0].name` for `spec.?.ports.?.0.name`.
+fn field(path: &str) -> String {
+    let segments = path.split('.').filter(|segment| *segment != "?");
+    segments.fold(String::new(), |path, segment| {
+        if segment.bytes().all(|byte| byte.is_ascii_digit()) {
+            format!("{path}[{segment}]")
+        } else if path.is_empty() {
+            segment.to_owned()
+        } else {
+            format!("{path}.{segment}")
+        }
     })
 }
 

@@ -154,3 +154,15 @@ fn a_wrong_version_of_a_kind_that_matters_is_told() {
             error: x.yaml, document 2, EndpointSlice b: apiVersion: "discovery.k8s.io/v1beta1" is not known for an EndpointSlice; write discovery.k8s.io/v1"#]],
     );
 }
+
+#[test]
+fn a_misspelt_field_is_told() {
+    check(
+        "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {x: z}}\n\
+         spec: {clusterIP: 10.96.0.1, ports: [{port: 80, protocl: UDP}], sesionAffinity: None}\n",
+        expect![[r#"
+            Service default/a
+            error: x.yaml, document 1, Service a: spec.ports[0].protocl: not a known field; it is ignored
+            error: x.yaml, document 1, Service a: spec.sesionAffinity: not a known field; it is ignored"#]],
+    );
+}
