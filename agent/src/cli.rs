@@ -18,9 +18,9 @@ pub struct Cli {
     #[arg(long, conflicts_with_all = ["dry_run", "manifests", "kubeconfig", "master"])]
     pub cleanup: bool,
 
-    /// Take Services, EndpointSlices and Nodes from files instead of a cluster: YAML or JSON as kubectl
-    /// prints it. A directory stands for its *.yaml, *.yml and *.json files; - is standard input. The agent
-    /// reads them again when they change
+    /// Take Services (with their ClusterIPs), EndpointSlices and Nodes from files instead of a cluster: YAML or
+    /// JSON as kubectl prints it. A directory stands for its *.yaml, *.yml and *.json files; - is standard
+    /// input. The agent reads them again when they change
     #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["kubeconfig", "master"])]
     pub manifests: Vec<PathBuf>,
 

@@ -3,6 +3,8 @@
 //! Pure. Each Service's elements stand under its name; Services that have no rules on purpose are listed with
 //! what DNS answers for them. The same objects give the same bytes, in whatever order they came.
 
+mod explain;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -10,7 +12,6 @@ use std::net::IpAddr;
 use crate::dataplane::nft::{Skeleton, SkeletonConfig, render};
 use crate::diff::{Held, diff};
 use crate::model::translate::Objects;
-use crate::model::translate::dns::{Unserved, Why, unserved};
 use crate::model::{
     Complaint, Family, Fault, Frontend, ObjectName, Parsed, Scope, Service, Snapshot, Touched,
 };
@@ -27,6 +28,8 @@ pub struct Settings<'a> {
     pub skeleton: &'a SkeletonConfig,
     /// The addresses of this machine.
     pub host_addresses: BTreeSet<IpAddr>,
+    /// What could not be read, for readers of the text.
+    pub unread: Vec<String>,
 }
 
 /// What the dry run came to.
@@ -36,6 +39,8 @@ pub struct DryRun {
     pub text: String,
     /// What is not served.
     pub notes: Vec<Note>,
+    /// Whether there was no Service at all, which is seldom what was meant.
+    pub is_empty: bool,
 }
 
 /// Something of an object that is not served.
@@ -60,19 +65,25 @@ impl fmt::Display for Note {
 }
 
 /// Plans everything and prints it.
-pub fn dry_run(objects: &Objects, settings: Settings<'_>) -> DryRun {
+pub fn dry_run(objects: &Objects, settings: &Settings<'_>) -> DryRun {
     let mut notes = Vec::new();
     let mut snapshot = Snapshot::default();
     snapshot.set_services(sift("Service", objects.parsed_services(), &mut notes));
     let slices = objects.parsed_slices(settings.node_name);
     snapshot.set_slices(sift("EndpointSlice", slices, &mut notes));
     snapshot.set_node(objects.own_node(settings.node_name));
-    snapshot.set_host_addresses(settings.host_addresses);
+    snapshot.set_host_addresses(settings.host_addresses.clone());
     notes.sort();
 
-    let mut text = heading(objects, &snapshot, settings.node_name);
+    let mut text = String::new();
+    for line in explain::heading(objects, &snapshot, settings) {
+        comment(&mut text, &line);
+    }
+    for unread in &settings.unread {
+        comment(&mut text, &format!("Note: {unread}"));
+    }
     for note in &notes {
-        comment(&mut text, format_args!("Not served: {note}"));
+        comment(&mut text, &format!("Note: {note}"));
     }
     for family in Family::ALL {
         let skeleton = Skeleton::new(family, settings.skeleton);
@@ -84,7 +95,11 @@ pub fn dry_run(objects: &Objects, settings: Settings<'_>) -> DryRun {
             service_elements(&mut text, &skeleton, &snapshot, &tables, service);
         }
     }
-    DryRun { text, notes }
+    DryRun {
+        text,
+        notes,
+        is_empty: objects.services.is_empty(),
+    }
 }
 
 fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> Vec<T> {
@@ -107,60 +122,6 @@ fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> V
         .collect()
 }
 
-/// What this is, and the Services that have no rules.
-fn heading(objects: &Objects, snapshot: &Snapshot, node_name: &str) -> String {
-    let services = objects.services.iter();
-    let mut without: Vec<_> = services
-        .filter_map(|s| unserved(s, &objects.slices))
-        .collect();
-    without.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut text = String::new();
-    comment(
-        &mut text,
-        format_args!(
-            "The rules of node {node_name}, as proxyd would load them. To load them: nft -f FILE"
-        ),
-    );
-    let (with, without_count) = (snapshot.service_count(), without.len());
-    comment(
-        &mut text,
-        format_args!("{with} Services have rules, {without_count} have none on purpose."),
-    );
-    if !without.is_empty() {
-        text.push_str("#\n# Services without rules:\n");
-    }
-    for unserved in &without {
-        for line in explanation(unserved) {
-            comment(&mut text, format_args!("{line}"));
-        }
-    }
-    text
-}
-
-/// Why a Service has no rules, and what DNS answers for it.
-fn explanation(Unserved { name, why }: &Unserved) -> Vec<String> {
-    match why {
-        Why::ExternalName(target) => vec![format!(
-            "{name}: ExternalName; DNS answers with a CNAME to {target}"
-        )],
-        Why::NoAddressYet => vec![format!("{name}: no ClusterIP is allocated yet")],
-        Why::OtherProxy(proxy) => vec![format!(
-            "{name}: left to the service proxy {proxy:?} by its label"
-        )],
-        Why::Headless(records) => {
-            let domain = format!("{}.{}.svc", name.name(), name.namespace());
-            let headless = format!(
-                "{name}: headless; clients ask DNS for {domain} and connect to an endpoint directly"
-            );
-            let records = records.iter().map(|record| match &record.hostname {
-                Some(host) => format!("    {host}.{domain}  {}", record.address),
-                None => format!("    {domain}  {}", record.address),
-            });
-            std::iter::once(headless).chain(records).collect()
-        }
-    }
-}
-
 /// The elements that belong to the node and no Service.
 fn node_elements(text: &mut String, skeleton: &Skeleton, tables: &Tables) {
     let of_node = Touched {
@@ -170,7 +131,7 @@ fn node_elements(text: &mut String, skeleton: &Skeleton, tables: &Tables) {
     };
     let delta = diff(&Held::default(), tables, &Scope::Touched(of_node));
     if !delta.is_empty() {
-        text.push_str("\n# This node's addresses, and the endpoints that run here\n");
+        text.push_str("\n# This node's addresses, and the endpoints that may run here\n");
         text.push_str(&render::add_elements(skeleton, &delta));
     }
 }
@@ -192,25 +153,28 @@ fn service_elements(
         return;
     }
     text.push('\n');
-    comment(text, format_args!("{}, {}", service.name, service.kind));
+    comment(text, &format!("{}, {}", service.name, service.kind));
     let mut has = BTreeSet::new();
     for frontend in claimed {
         match snapshot.claimants(frontend).next() {
             Some(owner) if *owner != service.name => {
                 comment(
                     text,
-                    format_args!("  {frontend}: not here, {owner} is older and has it"),
+                    &format!("  {frontend}: not here, {owner} was first and has it"),
                 );
             }
             _ => {
                 let endpoints = match &tables.rules[&frontend] {
-                    Rule::Reject => "no endpoint can serve it; refused".to_owned(),
+                    Rule::Reject => {
+                        let why = explain::no_endpoint(snapshot, frontend);
+                        format!("refused, no endpoint can serve it ({why})")
+                    }
                     Rule::Balance { backends, .. } if backends.len() == 1 => {
                         "1 endpoint".to_owned()
                     }
                     Rule::Balance { backends, .. } => format!("{} endpoints", backends.len()),
                 };
-                comment(text, format_args!("  {frontend}: {endpoints}"));
+                comment(text, &format!("  {frontend}: {endpoints}"));
                 has.insert(frontend);
             }
         }
@@ -225,8 +189,7 @@ fn service_elements(
 
 /// Writes one line of comment. Names and texts come from the input: what would end the line must not, for what
 /// follows would be a command.
-fn comment(text: &mut String, line: fmt::Arguments<'_>) {
-    let line = line.to_string();
+fn comment(text: &mut String, line: &str) {
     let harmless = line.chars().map(|c| {
         if c.is_control() {
             char::REPLACEMENT_CHARACTER
@@ -234,7 +197,7 @@ fn comment(text: &mut String, line: fmt::Arguments<'_>) {
             c
         }
     });
-    text.push_str("# ");
+    text.push_str(if line.is_empty() { "#" } else { "# " });
     text.extend(harmless);
     text.push('\n');
 }

@@ -203,7 +203,7 @@ impl Engine {
             } else if self.contested.get(frontend) != Some(&claimants) {
                 let losers: Vec<_> = claimants[1..].iter().map(ToString::to_string).collect();
                 warn!(
-                    "{frontend} is claimed by several Services; {}, the oldest, has it; not served there: {}",
+                    "{frontend} is claimed by several Services; {} was first and has it; not served there: {}",
                     claimants[0],
                     losers.join(", ")
                 );

@@ -42,6 +42,9 @@ fn dry_run(config: &Config) -> Result<ExitCode, RunError> {
         let level = if note.is_invalid() { "error" } else { "note" };
         eprintln!("{level}: {note}");
     }
+    if dry_run.is_empty {
+        eprintln!("note: there is no Service in the input; these rules serve none");
+    }
     std::io::stdout()
         .write_all(dry_run.text.as_bytes())
         .map_err(RunError::Output)?;

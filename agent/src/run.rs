@@ -89,8 +89,8 @@ fn start_sources(
         let sender = sender.clone();
         move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
     };
-    let addresses = runtime.spawn(addresses::watch(send.clone()));
     let node_name = config.node_name.clone();
+    let watch_addresses = addresses::watch(send.clone());
     let objects = match &config.source {
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let client = runtime.block_on(kube::client(kubeconfig.as_deref(), master.as_ref()))?;
@@ -102,7 +102,7 @@ fn start_sources(
         }
     };
     for (what, task) in [
-        ("the watch of addresses", addresses),
+        ("the watch of addresses", runtime.spawn(watch_addresses)),
         ("the watch of Services", objects),
     ] {
         let sender = sender.clone();
@@ -158,8 +158,9 @@ pub fn plan_once(config: &Config) -> Result<(DryRun, Vec<ManifestError>), RunErr
         plan: &config.plan,
         skeleton: &config.skeleton,
         host_addresses,
+        unread: errors.iter().map(ToString::to_string).collect(),
     };
-    Ok((dry_run(&objects, settings), errors))
+    Ok((dry_run(&objects, &settings), errors))
 }
 
 fn runtime() -> Result<Runtime, RunError> {

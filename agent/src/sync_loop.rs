@@ -148,11 +148,14 @@ impl<'a> SyncLoop<'a> {
             return;
         }
         self.was_in_sync = true;
+        let notes = match self.engine.complaint_count() {
+            0 => String::new(),
+            count => format!("; objects with a part that is not served: {count}"),
+        };
         info!(
-            "in sync {} ms after the start: {} Services have rules; {} objects are not served or only in part",
+            "in sync {} ms after the start: {} Services{notes}",
             self.started.elapsed().as_millis(),
             self.engine.snapshot().service_count(),
-            self.engine.complaint_count(),
         );
     }
 }

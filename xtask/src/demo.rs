@@ -36,7 +36,8 @@ const ATTEMPT_PATIENCE: Duration = Duration::from_millis(500);
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// How many connections to make for each row of the table.
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(1..))]
+    // With fewer, one of three pods is missed by chance too often.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u16).range(30..))]
     connections: u16,
     /// Keep everything running after the table, to look around, until Enter is pressed.
     #[arg(long)]
@@ -175,10 +176,12 @@ fn closing(agent: &Agent, hold: bool) -> String {
             pid = agent.pid()
         )
     } else {
-        "Look at the rules:\n\n  \
-         cargo xtask demo --hold                                        (keeps the node, and says how to enter it)\n  \
-         proxyd --manifests deploy/examples --hostname-override node-1 --dry-run      (prints them; no root needed)"
-            .to_owned()
+        format!(
+            "Look at the rules, in the node or (without root) as text:\n\n  \
+             cargo xtask demo --hold\n  \
+             cargo run -p proxyd -- --dry-run --manifests deploy/examples --hostname-override node-1 \\\n      \
+             --cluster-cidr {CLUSTER_CIDR}"
+        )
     };
     format!(
         "

@@ -2,6 +2,7 @@
 
 use expect_test::expect;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::*;
@@ -83,8 +84,9 @@ fn run(objects: &Objects) -> DryRun {
             masquerade_bit: 14,
         },
         host_addresses: BTreeSet::from(["192.168.0.2".parse().unwrap()]),
+        unread: Vec::new(),
     };
-    dry_run(objects, settings)
+    dry_run(objects, &settings)
 }
 
 #[test]
@@ -93,20 +95,23 @@ fn every_service_stands_under_its_name() {
     let (head, rest) = text.split_once("\nadd table ip proxyd\n").unwrap();
     expect![[r#"
         # The rules of node node-1, as proxyd would load them. To load them: nft -f FILE
-        # 3 Services have rules, 3 have none on purpose.
+        # Services with rules: 3; left to DNS or not ready: 3.
+        # No Node object is named node-1: NodePorts are at every address of this machine (--hostname-override).
         #
         # Services without rules:
-        # default/db: headless; clients ask DNS for db.default.svc and connect to an endpoint directly
+        # default/db: headless; clients ask DNS and connect to an endpoint directly
+        #     db.default.svc  10.1.0.3
+        #     db.default.svc  10.1.0.4
         #     db-0.db.default.svc  10.1.0.3
         #     db-1.db.default.svc  10.1.0.4
         # default/docs: ExternalName; DNS answers with a CNAME to docs.example.com
-        # default/later: no ClusterIP is allocated yet
-        # Not served: Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped
+        # default/later: has no ClusterIP; the API server allocates one, a file has to say one
+        # Note: Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped
     "#]].assert_eq(head);
     let (elements, _) = rest.split_once("\nadd table ip6 proxyd\n").unwrap();
     let (_, elements) = elements.split_once("# This node's addresses, and").unwrap();
     expect![[r#"
-         the endpoints that run here
+         the endpoints that may run here
         add element ip proxyd hairpin {
         	10.1.0.2 . 10.1.0.2,
         	10.1.0.3 . 10.1.0.3,
@@ -115,7 +120,7 @@ fn every_service_stands_under_its_name() {
         add element ip proxyd node-port-addresses { 192.168.0.2 }
 
         # default/idle, ClusterIP
-        #   10.96.0.9:53 udp: no endpoint can serve it; refused
+        #   10.96.0.9:53 udp: refused, no endpoint can serve it (it has no EndpointSlice)
         add element ip proxyd no-endpoints { 10.96.0.9 . udp . 53 : goto send-reject }
 
         # default/web, NodePort
@@ -133,7 +138,7 @@ fn every_service_stands_under_its_name() {
         }
 
         # default/web-2, ClusterIP
-        #   10.96.0.1:80 tcp: not here, default/web is older and has it
+        #   10.96.0.1:80 tcp: not here, default/web was first and has it
     "#]]
     .assert_eq(elements);
 }
@@ -238,7 +243,7 @@ fn the_skeleton_is_as_it_was() {
         	}
         }
 
-        # This node's addresses, and the endpoints that run here
+        # This node's addresses, and the endpoints that may run here
         add element ip proxyd node-port-addresses { 192.168.0.2 }
     "#]].assert_eq(ip);
     assert_eq!(
@@ -264,6 +269,55 @@ fn only_invalid_input_counts_as_such() {
         notes[0].to_string(),
         "Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped"
     );
+}
+
+#[test]
+fn a_front_end_without_endpoints_says_why() {
+    let slice = |name: &str, spec: Value| -> discovery::EndpointSlice {
+        let mut slice = spec;
+        slice["metadata"] = json!({
+            "name": name, "namespace": "default", "labels": { "kubernetes.io/service-name": name },
+        });
+        serde_json::from_value(slice).unwrap()
+    };
+    let names = ["no-slice", "other-port", "other-family", "not-ready"];
+    let services = names.iter().enumerate().map(|(i, name)| {
+        serde_json::from_value(json!({
+            "metadata": { "name": name, "namespace": "default" },
+            "spec": { "clusterIP": format!("10.96.0.{}", i + 1), "ports": [{ "name": "http", "port": 80 }] },
+        }))
+        .unwrap()
+    });
+    let http = json!([{ "name": "http", "port": 8080 }]);
+    let slices = vec![
+        slice(
+            "other-port",
+            json!({ "addressType": "IPv4", "ports": [{ "name": "web", "port": 80 }], "endpoints": [] }),
+        ),
+        slice(
+            "other-family",
+            json!({ "addressType": "IPv6", "ports": http, "endpoints": [{ "addresses": ["fd00::1"] }] }),
+        ),
+        slice(
+            "not-ready",
+            json!({
+                "addressType": "IPv4", "ports": http,
+                "endpoints": [{ "addresses": ["10.1.0.1"], "conditions": { "ready": false } }],
+            }),
+        ),
+    ];
+    let objects = Objects {
+        services: services.collect(),
+        slices,
+        ..Objects::default()
+    };
+    let text = run(&objects).text;
+    let lines = text.lines().filter(|line| line.contains("refused"));
+    expect![[r##"
+        #   10.96.0.1:80 tcp: refused, no endpoint can serve it (it has no EndpointSlice)
+        #   10.96.0.4:80 tcp: refused, no endpoint can serve it (of 1 endpoints none is ready)
+        #   10.96.0.3:80 tcp: refused, no endpoint can serve it (its EndpointSlices have no IPv4 endpoint)
+        #   10.96.0.2:80 tcp: refused, no endpoint can serve it (its EndpointSlices have "web" tcp, not "http" tcp)"##]].assert_eq(&lines.collect::<Vec<_>>().join("\n"));
 }
 
 #[test]

@@ -103,7 +103,14 @@ impl Dataplane for Nft {
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {
         self.chains.get_mut(family).clear();
-        self.connection.delete_table(family)
+        let was_there = self.connection.delete_table(family)?;
+        let done = if was_there { "removed" } else { "there is no" };
+        tracing::info!(
+            "{done} table {} {}",
+            self.skeletons.get(family).nft_family(),
+            skeleton::TABLE
+        );
+        Ok(())
     }
 }
 

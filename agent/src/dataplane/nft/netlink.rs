@@ -135,11 +135,13 @@ impl Connection {
         })
     }
 
-    /// Deletes our table, if it is there.
-    pub(super) fn delete_table(&mut self, family: Family) -> Result<(), DataplaneError> {
+    /// Deletes our table; tells whether it was there.
+    pub(super) fn delete_table(&mut self, family: Family) -> Result<bool, DataplaneError> {
         match self.batch(family, vec![(NfTablesMessage::DeleteTable(our_table()), 0)]) {
-            Err(error) if is(&error, Errno::ENOENT) => Ok(()),
-            result => result.map_err(|error| refused("to delete our table", error)),
+            Err(error) if is(&error, Errno::ENOENT) => Ok(false),
+            result => result
+                .map(|()| true)
+                .map_err(|error| refused("to delete our table", error)),
         }
     }
 

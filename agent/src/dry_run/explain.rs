@@ -1,0 +1,139 @@
+//! What the dry run says beside the rules: of the node, of Services without rules, of missing endpoints.
+//!
+//! Pure; lines of text, without what makes them comments.
+
+use crate::model::translate::Objects;
+use crate::model::translate::dns::{Unserved, Why, unserved};
+use crate::model::{Family, Frontend, Snapshot};
+use crate::plan::NodePortAddresses;
+
+use super::Settings;
+
+/// What this is, what it depends on, and the Services that have no rules.
+pub(super) fn heading(
+    objects: &Objects,
+    snapshot: &Snapshot,
+    settings: &Settings<'_>,
+) -> Vec<String> {
+    let services = objects.services.iter();
+    let mut without: Vec<_> = services
+        .filter_map(|s| unserved(s, &objects.slices))
+        .collect();
+    without.sort_by(|a, b| a.name.cmp(&b.name));
+    let with = snapshot
+        .services()
+        .filter(|service| service.frontends().next().is_some())
+        .count();
+    let mut lines = vec![
+        format!(
+            "The rules of node {}, as proxyd would load them. To load them: nft -f FILE",
+            settings.node_name
+        ),
+        format!(
+            "Services with rules: {with}; left to DNS or not ready: {}.",
+            without.len()
+        ),
+    ];
+    if snapshot.node().is_none() && settings.plan.node_port_addresses == NodePortAddresses::Primary
+    {
+        lines.push(format!(
+            "No Node object is named {}: NodePorts are at every address of this machine (--hostname-override).",
+            settings.node_name
+        ));
+    }
+    if Family::ALL
+        .iter()
+        .all(|family| settings.skeleton.pod_networks.get(*family).is_empty())
+    {
+        lines.push(
+            "No --cluster-cidr: nothing is masqueraded on its way to a ClusterIP.".to_owned(),
+        );
+    }
+    let empty = snapshot
+        .services()
+        .filter(|service| service.frontends().next().is_none());
+    lines.extend(empty.map(|service| format!("{}: has no address with a port", service.name)));
+    if !without.is_empty() {
+        lines.extend([String::new(), "Services without rules:".to_owned()]);
+        lines.extend(without.iter().flat_map(without_rules));
+    }
+    lines
+}
+
+/// Why a Service has no rules, and what DNS answers for it.
+fn without_rules(Unserved { name, why }: &Unserved) -> Vec<String> {
+    let line = |text: String| vec![format!("{name}: {text}")];
+    match why {
+        Why::ExternalName(target) => line(format!(
+            "ExternalName; DNS answers with a CNAME to {target}"
+        )),
+        Why::NoAddressYet => {
+            line("has no ClusterIP; the API server allocates one, a file has to say one".to_owned())
+        }
+        Why::OtherProxy(proxy) => line(format!("left to the service proxy {proxy:?} by its label")),
+        Why::Headless(records) => {
+            let domain = format!("{}.{}.svc", name.name(), name.namespace());
+            let mut lines =
+                line("headless; clients ask DNS and connect to an endpoint directly".to_owned());
+            // The Service's own name has the address of every ready endpoint.
+            lines.extend(
+                records
+                    .iter()
+                    .map(|record| format!("    {domain}  {}", record.address)),
+            );
+            lines.extend(records.iter().filter_map(|record| {
+                let host = record.hostname.as_ref()?;
+                Some(format!("    {host}.{domain}  {}", record.address))
+            }));
+            lines
+        }
+    }
+}
+
+/// Why a front end has no endpoint.
+pub(super) fn no_endpoint(snapshot: &Snapshot, frontend: Frontend) -> String {
+    let Some((service, port)) = snapshot.owner(frontend) else {
+        return "no Service".to_owned();
+    };
+    let of_family = |address| Family::of(address) == frontend.family();
+    let mut slices = 0;
+    let mut ports = Vec::new();
+    let mut endpoints = 0;
+    for slice in snapshot.slices_of(&service.name) {
+        slices += 1;
+        let joins = slice
+            .ports
+            .iter()
+            .any(|p| p.name == port.name && p.protocol == port.protocol);
+        if joins {
+            endpoints += slice
+                .endpoints
+                .iter()
+                .filter(|e| of_family(e.address))
+                .count();
+        }
+        ports.extend(
+            slice
+                .ports
+                .iter()
+                .map(|p| format!("{:?} {}", p.name, p.protocol)),
+        );
+    }
+    ports.sort();
+    ports.dedup();
+    let joined = format!("{:?} {}", port.name, port.protocol);
+    if slices == 0 {
+        "it has no EndpointSlice".to_owned()
+    } else if !ports.contains(&joined) {
+        let ports = if ports.is_empty() {
+            "no ports".to_owned()
+        } else {
+            ports.join(", ")
+        };
+        format!("its EndpointSlices have {ports}, not {joined}")
+    } else if endpoints == 0 {
+        format!("its EndpointSlices have no {} endpoint", frontend.family())
+    } else {
+        format!("of {endpoints} endpoints none is ready")
+    }
+}
