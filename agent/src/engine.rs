@@ -27,6 +27,8 @@ pub struct Engine {
     slices: Complaints,
     contested: BTreeMap<Frontend, Vec<ObjectName>>,
     awaited: Awaited,
+    /// Part of what should be served is not known, so nothing that the kernel holds is changed or removed.
+    only_adds: bool,
 }
 
 /// What has not been heard of yet. Until all of it is known nothing is written: a half-read list must never
@@ -75,6 +77,7 @@ impl Engine {
                 node: true,
                 host_addresses: true,
             },
+            only_adds: false,
         }
     }
 
@@ -109,7 +112,13 @@ impl Engine {
                 services,
                 slices,
                 node,
+                whole,
             } => {
+                if whole && self.only_adds {
+                    // What was left alone meanwhile has to be found.
+                    self.held = PerFamily::default();
+                }
+                self.only_adds = !whole;
                 self.handle(Event::ServicesListed(services));
                 self.handle(Event::SlicesListed(slices));
                 self.handle(Event::NodeChanged(node));
@@ -182,7 +191,10 @@ impl Engine {
             Some(held) => held,
             None => dataplane.resync(family, &desired)?,
         };
-        let delta = diff(&held, &desired, &scope);
+        let mut delta = diff(&held, &desired, &scope);
+        if self.only_adds {
+            delta.keep_additions(&held);
+        }
         if !delta.is_empty() {
             dataplane.apply(family, &delta)?;
             held.apply(&delta);

@@ -29,6 +29,8 @@ pub enum Event {
         slices: Vec<Parsed<Slice>>,
         /// The own Node object.
         node: Option<Node>,
+        /// Whether this is all. While part of it could not be read since the start, nothing is known to be gone.
+        whole: bool,
     },
     /// The own Node object as it is now, or that there is none.
     NodeChanged(Option<Node>),

@@ -168,6 +168,7 @@ pub(crate) fn any_event() -> impl Strategy<Value = Event> {
                 services: services.iter().map(|s| good(s, &s.name)).collect(),
                 slices: slices.iter().map(|s| good(s, &s.name)).collect(),
                 node: None,
+                whole: true,
             }),
         1 => (2..5_u8).prop_map(|n| {
             Event::HostAddressesChanged(BTreeSet::from([ip(&format!("192.168.0.{n}")), ip("fd00::2")]))

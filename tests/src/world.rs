@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::agent::Agent;
 use crate::cluster::{CLUSTER_CIDR, Cluster, Host, Pod};
-use crate::objects;
+use crate::objects::{self, Port};
 use crate::traffic::{Protocol, Tally, ask, ask_many};
 use crate::wait::eventually;
 
@@ -60,6 +60,12 @@ impl World {
             manifests,
         } = self;
         agent.terminate();
+        Self::resume(cluster, manifests, args)
+    }
+
+    /// Starts an agent in a cluster where one was before.
+    #[must_use]
+    pub fn resume(cluster: Cluster, manifests: TempDir, args: &[&str]) -> Self {
         let agent = start_on(&cluster, &manifests, args);
         Self {
             agent,
@@ -99,6 +105,22 @@ fn write(manifests: &TempDir, objects: &[Value]) {
     let beside = manifests.path().join("objects.tmp");
     fs::write(&beside, objects::list(objects)).expect("the directory is ours");
     fs::rename(&beside, manifests.path().join("objects.json")).expect("the directory is ours");
+}
+
+/// A Service with TCP port 80 at an IPv4 address, and the slice of its endpoints: pods and their nodes' names.
+///
+/// # Panics
+/// If the address is none, or without a pod.
+pub fn http(name: &str, ip: &str, pods: &[(&Pod, &str)]) -> [Value; 2] {
+    let endpoints: Vec<_> = pods
+        .iter()
+        .map(|(pod, node)| (pod.host.v4, *node))
+        .collect();
+    let ip = ip.parse().expect("an IP address");
+    [
+        objects::service(name, &[ip], &[Port::HTTP]),
+        objects::slice(name, &[Port::HTTP], &endpoints),
+    ]
 }
 
 /// Asks many times; every one of `pods` must answer, nobody else, and all must see `source`.

@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::symlink;
 
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use proxyd_tests::agent::{Agent, nft, run_once};
@@ -17,7 +16,7 @@ use proxyd_tests::netns::{Netns, link};
 use proxyd_tests::objects::{Port, list, service, slice};
 use proxyd_tests::traffic::{Conversation, Protocol, ask};
 use proxyd_tests::wait::eventually;
-use proxyd_tests::world::{PATIENCE, World, wait_for_answers};
+use proxyd_tests::world::{PATIENCE, World, http, wait_for_answers};
 use serde_json::Value;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
@@ -141,17 +140,6 @@ fn what_nft_loaded_from_a_dry_run_is_adopted() {
         "nothing was written that was right already"
     );
     agent.terminate();
-}
-
-fn http(name: &str, ip: &str, pods: &[(&proxyd_tests::cluster::Pod, &str)]) -> [Value; 2] {
-    let endpoints: Vec<_> = pods
-        .iter()
-        .map(|(pod, node)| (pod.host.v4, *node))
-        .collect();
-    [
-        service(name, &[ip.parse().unwrap()], &[Port::HTTP]),
-        slice(name, &[Port::HTTP], &endpoints),
-    ]
 }
 
 #[test]
@@ -350,45 +338,6 @@ fn a_new_address_of_the_node_has_node_ports_at_once() {
     });
 }
 
-#[test]
-fn a_manifest_that_breaks_keeps_what_it_said_and_others_go_on() {
-    let cluster = Cluster::new();
-    let asker = cluster.node1.pod("asker");
-    let a = cluster.node1.pod("a").serving(8080);
-    let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
-    let world = World::start(cluster, &objects, &World::DETECT_PODS);
-    let file = |name: &str| world.manifests.path().join(name);
-    fs::write(
-        file("objects.json"),
-        "{\"kind\": \"List\", \"apiVersion\": ",
-    )
-    .unwrap();
-    let said = world.agent.wait_for_log("not valid JSON", PATIENCE);
-    assert!(
-        said.contains("objects.json, document 1") && said.contains("stay in force"),
-        "{said}"
-    );
-
-    fs::write(
-        file("more.json"),
-        list(&http("api", "10.96.0.2", &[(&a, "node-1")])),
-    )
-    .unwrap();
-    let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
-    wait_for_answers(&asker.host, Protocol::Tcp, at("10.96.0.2"), &[&a]);
-    wait_for_answers(&asker.host, Protocol::Tcp, at("10.96.0.1"), &[&a]);
-
-    fs::remove_file(file("objects.json")).unwrap();
-    eventually("the Services of a file go with it", PATIENCE, || {
-        let services = nft(
-            &world.node().netns,
-            &["list", "map", "ip", "proxyd", "services"],
-            "",
-        );
-        !services.contains("10.96.0.1 ") && services.contains("10.96.0.2 ")
-    });
-}
-
 /// The names of the chains of table `ip proxyd`, from nft's JSON.
 fn chains(netns: &Netns) -> Vec<String> {
     let listed = nft(netns, &["--json", "list", "chains", "ip"], "");
@@ -438,55 +387,4 @@ fn a_chain_is_made_for_a_number_of_endpoints_and_not_for_a_service() {
         before,
         "chains stay for the next Service of their shape"
     );
-}
-
-#[test]
-fn a_directory_of_manifests_may_go_and_come_and_be_a_link() {
-    let cluster = Cluster::new();
-    let a = cluster.node1.pod("a").serving(8080);
-    let parent = tempfile::tempdir().unwrap();
-    let at = |name: &str| parent.path().join(name);
-    let fill = |directory: &str, ip: &str| {
-        fs::create_dir(at(directory)).unwrap();
-        fs::write(
-            at(directory).join("web.json"),
-            list(&http("web", ip, &[(&a, "node-1")])),
-        )
-        .unwrap();
-    };
-    fill("v1", "10.96.0.1");
-    symlink("v1", at("current")).unwrap();
-    let node = &cluster.node1.host.netns;
-    let directory = at("current");
-    let args = [
-        "--hostname-override",
-        "node-1",
-        "--manifests",
-        directory.to_str().unwrap(),
-    ];
-    let agent = Agent::start(node, &args);
-    agent.wait_for_log("in sync", PATIENCE);
-    let serves = |ip: &str| {
-        let services = nft(node, &["list", "map", "ip", "proxyd", "services"], "");
-        services.contains(&format!("{ip} . tcp . 80"))
-    };
-    assert!(serves("10.96.0.1"));
-
-    fill("v2", "10.96.0.2");
-    symlink("v2", at("next")).unwrap();
-    fs::rename(at("next"), at("current")).unwrap();
-    eventually("the link's new directory is read", PATIENCE, || {
-        serves("10.96.0.2")
-    });
-    assert!(!serves("10.96.0.1"));
-
-    fs::rename(at("v2"), at("away")).unwrap();
-    fs::remove_file(at("current")).unwrap();
-    agent.wait_for_log("current: cannot be read", PATIENCE);
-    assert!(serves("10.96.0.2"), "what cannot be read stays in force");
-    fill("current", "10.96.0.3");
-    eventually("a directory made anew is read", PATIENCE, || {
-        serves("10.96.0.3")
-    });
-    agent.terminate();
 }

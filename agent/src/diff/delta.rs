@@ -8,6 +8,8 @@ use std::net::IpAddr;
 use crate::model::Frontend;
 use crate::plan::{Backend, Masquerade, Rule};
 
+use super::Held;
+
 /// What changes in one family. A back end commits it as a whole or not at all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Delta {
@@ -89,6 +91,17 @@ impl Delta {
     /// Whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Drops every change of what is held: only front ends that are not held at all, and new members of the
+    /// sets, are left.
+    pub fn keep_additions(&mut self, held: &Held) {
+        let is_new = |frontend: &Frontend| !held.entries.contains_key(frontend);
+        self.rules.retain(|change| is_new(&change.key));
+        self.backends.retain(|change| is_new(&change.key.frontend));
+        self.hairpin.retain(|change| change.from.is_none());
+        self.node_port_addresses
+            .retain(|change| change.from.is_none());
     }
 
     /// How many keys change.

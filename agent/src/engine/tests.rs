@@ -124,6 +124,7 @@ fn what_is_listed_together_is_committed_together() {
             services: vec![good(&service, &service.name)],
             slices: vec![good(&slice, &slice.name)],
             node: None,
+            whole: true,
         });
         engine.handle(addresses.clone());
         sync(&mut engine, &mut dataplane);
@@ -133,6 +134,58 @@ fn what_is_listed_together_is_committed_together() {
     assert!(
         all("renamed").is_empty(),
         "the Service is served as before, at every moment"
+    );
+}
+
+#[test]
+fn while_input_is_missing_nothing_that_is_held_changes() {
+    let mut dataplane = Recording::default();
+    let services = [service("a", &["10.96.0.1"]), service("b", &["10.96.0.2"])];
+    let slices = [
+        slice("a-1", "a", &[endpoint("10.1.0.1")]),
+        slice("b-1", "b", &[endpoint("10.1.0.2")]),
+    ];
+    let mut first = engine();
+    handle(
+        &mut first,
+        lists(&services, &slices).into_iter().chain(node_facts()),
+    );
+    sync(&mut first, &mut dataplane);
+    let before = held(&dataplane);
+
+    // After a restart the Service b and the slice of a cannot be read; c is new.
+    let [_, addresses] = node_facts();
+    let listed = |services: &[crate::model::Service], slices: &[crate::model::Slice], whole| {
+        Event::AllListed {
+            services: services.iter().map(|s| good(s, &s.name)).collect(),
+            slices: slices.iter().map(|s| good(s, &s.name)).collect(),
+            node: None,
+            whole,
+        }
+    };
+    let c = service("c", &["10.96.0.3"]);
+    let mut second = engine();
+    handle(
+        &mut second,
+        [
+            listed(&[services[0].clone(), c.clone()], &slices[1..], false),
+            addresses,
+        ],
+    );
+    sync(&mut second, &mut dataplane);
+    let mut now = held(&dataplane);
+    now.v4
+        .entries
+        .retain(|frontend, _| before.v4.entries.contains_key(frontend));
+    assert_eq!(now, before);
+    assert_eq!(dataplane.held.v4.entries.len(), 3, "what is new is served");
+
+    second.handle(listed(&[c], &[], true));
+    sync(&mut second, &mut dataplane);
+    assert_eq!(
+        dataplane.held.v4.entries.len(),
+        1,
+        "once all can be read, the rest goes"
     );
 }
 
@@ -214,6 +267,7 @@ impl World {
                 services,
                 slices,
                 node,
+                whole: _,
             } => {
                 self.handle(Event::ServicesListed(services));
                 self.handle(Event::SlicesListed(slices));

@@ -191,14 +191,16 @@ impl Watched {
     /// Sends everything now and after each change of a file, for as long as events are taken. Blocks.
     pub fn run(mut self, node_name: &str, send: impl Fn(Event) -> bool) {
         let mut reported = Vec::new();
-        let mut is_first = true;
+        let mut whole = false;
         loop {
             let (objects, errors) = self.manifests.read();
             let news = errors.iter().filter(|error| !reported.contains(*error));
             news.for_each(|error| warn!("{error}"));
-            if std::mem::take(&mut is_first) && errors.iter().any(ManifestError::is_refusal) {
+            // Later, what breaks is remembered from before.
+            whole |= !errors.iter().any(ManifestError::is_refusal);
+            if !whole && errors != reported {
                 warn!(
-                    "what could not be read has no rules until it is mended, rules from before neither"
+                    "until all manifests can be read, rules are added, and none is changed or removed"
                 );
             }
             reported = errors;
@@ -206,6 +208,7 @@ impl Watched {
                 services: objects.parsed_services(),
                 slices: objects.parsed_slices(node_name),
                 node: objects.own_node(node_name),
+                whole,
             });
             if !taken || self.changes.recv().is_err() {
                 return;
