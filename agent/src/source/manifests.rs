@@ -178,14 +178,19 @@ impl Watched {
 
     /// Watches every place, and the directory that it is in: a place may be removed and made anew, or be a
     /// symbolic link that is pointed elsewhere, and is another one then.
+    ///
+    /// # Errors
+    /// The first place that cannot be watched; the others are all the same.
     fn watch(&mut self) -> notify::Result<()> {
-        for place in &self.places {
-            if let Some(parent) = place.parent() {
-                self.watcher.watch(parent, RecursiveMode::NonRecursive)?;
-            }
-            self.watcher.watch(place, RecursiveMode::NonRecursive)?;
-        }
-        Ok(())
+        let with_parents = self
+            .places
+            .iter()
+            .flat_map(|place| place.parent().into_iter().chain([place.as_path()]));
+        let watcher = &mut self.watcher;
+        let results: Vec<_> = with_parents
+            .map(|path| watcher.watch(path, RecursiveMode::NonRecursive))
+            .collect();
+        results.into_iter().collect()
     }
 
     /// Sends everything now and after each change of a file, for as long as events are taken. Blocks.
