@@ -35,12 +35,8 @@ impl World {
     /// manifests and the node; [`World::DETECT_PODS`] is most often among them.
     pub fn start(cluster: Cluster, objects: &[Value], args: &[&str]) -> Self {
         let manifests = TempDir::new().expect("the directory for temporary files can be written");
-        let agent = start(&cluster, &manifests, objects, args);
-        Self {
-            agent,
-            cluster,
-            manifests,
-        }
+        write(&manifests, objects);
+        Self::resume(cluster, manifests, args)
     }
 
     /// The arguments that make the agent know the pods' addresses.
@@ -66,7 +62,17 @@ impl World {
     /// Starts an agent in a cluster where one was before.
     #[must_use]
     pub fn resume(cluster: Cluster, manifests: TempDir, args: &[&str]) -> Self {
-        let agent = start_on(&cluster, &manifests, args);
+        let node = &cluster.node1.host;
+        let directory = manifests.path().to_str().expect("the path is UTF-8");
+        let own = [
+            "-v4",
+            "--hostname-override",
+            &node.name,
+            "--manifests",
+            directory,
+        ];
+        let agent = Agent::start(&node.netns, &[&own, args].concat());
+        agent.wait_for_log("in sync", PATIENCE);
         Self {
             agent,
             cluster,
@@ -78,26 +84,6 @@ impl World {
     pub fn node(&self) -> &Host {
         &self.cluster.node1.host
     }
-}
-
-fn start(cluster: &Cluster, manifests: &TempDir, objects: &[Value], args: &[&str]) -> Agent {
-    write(manifests, objects);
-    start_on(cluster, manifests, args)
-}
-
-fn start_on(cluster: &Cluster, manifests: &TempDir, args: &[&str]) -> Agent {
-    let node = &cluster.node1.host;
-    let directory = manifests.path().to_str().expect("the path is UTF-8");
-    let own = [
-        "-v4",
-        "--hostname-override",
-        &node.name,
-        "--manifests",
-        directory,
-    ];
-    let agent = Agent::start(&node.netns, &[&own, args].concat());
-    agent.wait_for_log("in sync", PATIENCE);
-    agent
 }
 
 fn write(manifests: &TempDir, objects: &[Value]) {

@@ -180,21 +180,11 @@ fn rules_outlive_the_agent_and_a_restart_writes_only_what_differs() {
     fs::write(manifests.path().join("objects.json"), list(&objects)).unwrap();
     let before = Generation::of(&cluster.node1.host.netns).unwrap();
     let generation = before.get().unwrap();
-    let directory = manifests.path().to_str().unwrap();
-    let own = [
-        "-v4",
-        "--hostname-override",
-        "node-1",
-        "--manifests",
-        directory,
-    ];
-    let agent = Agent::start(
-        &cluster.node1.host.netns,
-        &[&own[..], &World::DETECT_PODS].concat(),
-    );
-    agent.wait_for_log("IPv4: 2 changes after reading everything back", PATIENCE);
-    agent.wait_for_log("IPv6: 0 changes", PATIENCE);
-    agent.wait_for_log("in sync", PATIENCE);
+    let world = World::resume(cluster, manifests, &World::DETECT_PODS);
+    world
+        .agent
+        .wait_for_log("IPv4: 2 changes after reading everything back", PATIENCE);
+    world.agent.wait_for_log("IPv6: 0 changes", PATIENCE);
     assert_eq!(before.get().unwrap(), generation + 1, "one transaction");
     wait_for_answers(&asker.host, Protocol::Tcp, to, &[&a, &b]);
     assert_eq!(
@@ -202,7 +192,7 @@ fn rules_outlive_the_agent_and_a_restart_writes_only_what_differs() {
         "a",
         "an open connection stays where it is"
     );
-    agent.terminate();
+    world.agent.terminate();
 }
 
 #[test]

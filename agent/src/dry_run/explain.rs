@@ -15,11 +15,7 @@ pub(super) fn heading(
     snapshot: &Snapshot,
     settings: &Settings<'_>,
 ) -> Vec<String> {
-    let services = objects.services.iter();
-    let mut without: Vec<_> = services
-        .filter_map(|s| unserved(s, &objects.slices))
-        .collect();
-    without.sort_by(|a, b| a.name.cmp(&b.name));
+    let without = unserved(objects);
     let with = snapshot
         .services()
         .filter(|service| service.frontends().next().is_some())

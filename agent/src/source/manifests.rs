@@ -44,7 +44,7 @@ impl Manifests {
     /// The first path that cannot be read: what it holds would seem to be gone.
     pub fn at(paths: &[PathBuf]) -> Result<Self, ManifestError> {
         let mut directories = BTreeSet::new();
-        for path in paths.iter().filter(|path| *path != Path::new("-")) {
+        for path in paths.iter().filter(|path| !parse::is_stdin(path)) {
             let readable = if path.is_dir() {
                 directories.insert(path.clone());
                 std::fs::read_dir(path).map(drop)
@@ -108,7 +108,7 @@ impl Manifests {
     }
 
     fn read_file(&mut self, file: &Path) -> (Vec<parse::Found>, Vec<ManifestError>) {
-        if file == Path::new("-") {
+        if parse::is_stdin(file) {
             // Standard input can be read only once.
             if self.stdin.is_none() {
                 let mut text = String::new();
@@ -132,7 +132,7 @@ impl Manifests {
             Some(parent) if parent != Path::new("") => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        let paths = self.paths.iter().filter(|path| *path != Path::new("-"));
+        let paths = self.paths.iter().filter(|path| !parse::is_stdin(path));
         // As the watcher names what changed.
         paths
             .map(of_path)

@@ -118,9 +118,10 @@ fn note_element(
     match set {
         Set::Services | Set::NodePorts | Set::NoEndpoints | Set::NoEndpointNodePorts => {
             let frontend = key.frontend(matches!(set, Set::Services | Set::NoEndpoints))?;
-            let verdict = goto_of(attributes)?.verdict();
+            let chain = goto_of(attributes)?;
+            let verdict = chain.verdict();
             // One front end in both maps, or in a chain made for others, is not of our making.
-            let ours = Chain::of(frontend, verdict) == goto_of(attributes)?
+            let ours = Chain::of(frontend, verdict) == chain
                 && (verdict == Verdict::Reject)
                     == matches!(set, Set::NoEndpoints | Set::NoEndpointNodePorts)
                 && held

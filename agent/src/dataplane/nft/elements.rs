@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use super::skeleton::REJECT_CHAIN;
 use crate::diff::{Change, Delta, Slot, Verdict};
 use crate::model::{Frontend, Port, Protocol};
 use crate::plan::{Backend, Masquerade};
@@ -156,7 +157,7 @@ impl Chain {
 
     /// The chain of a name; `None` if no element of ours would go there.
     pub(super) fn parse(name: &str) -> Option<Self> {
-        if name == "send-reject" {
+        if name == REJECT_CHAIN {
             return Some(Self::Reject);
         }
         let (prefix, count) = name.rsplit_once('-')?;
@@ -175,7 +176,7 @@ impl Chain {
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Reject => f.write_str("send-reject"),
+            Self::Reject => f.write_str(REJECT_CHAIN),
             Self::Balance {
                 at,
                 masquerade,

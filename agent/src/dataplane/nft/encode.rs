@@ -31,22 +31,23 @@ pub(super) fn additions(elements: &[Element]) -> impl Iterator<Item = NfTablesMe
 
 fn messages(elements: &[Element]) -> impl Iterator<Item = SetElementMessage> {
     Set::ALL.into_iter().flat_map(move |set| {
-        let of_set: Vec<_> = elements
+        let of_set: Vec<&Element> = elements
             .iter()
             .filter(|element| element.set == set)
-            .map(list_item)
             .collect();
-        let chunks: Vec<_> = of_set
+        let messages: Vec<_> = of_set
             .chunks(ELEMENTS_PER_MESSAGE)
-            .map(<[_]>::to_vec)
+            .map(|chunk| SetElementMessage {
+                attributes: vec![
+                    SetElementList::Table(TABLE.to_owned()),
+                    SetElementList::Set(set.name().to_owned()),
+                    SetElementList::Elements(
+                        chunk.iter().map(|element| list_item(element)).collect(),
+                    ),
+                ],
+            })
             .collect();
-        chunks.into_iter().map(move |chunk| SetElementMessage {
-            attributes: vec![
-                SetElementList::Table(TABLE.to_owned()),
-                SetElementList::Set(set.name().to_owned()),
-                SetElementList::Elements(chunk),
-            ],
-        })
+        messages
     })
 }
 

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use ipnet::IpNet;
 
 use super::chains;
-use super::elements::{At, Chain};
+use super::elements::{At, Chain, Set};
 use crate::model::{Family, PerFamily};
 use crate::plan::Masquerade;
 
@@ -19,6 +19,9 @@ pub(super) const TABLE: &str = "proxyd";
 
 /// The chain that marks a connection for masquerade.
 pub(super) const MARK_CHAIN: &str = "mark-for-masquerade";
+
+/// The chain that refuses a connection.
+pub(super) const REJECT_CHAIN: &str = "send-reject";
 
 /// The set of networks whose traffic to a ClusterIP is not masqueraded.
 pub(super) const POD_NETWORKS: &str = "pod-networks";
@@ -174,7 +177,7 @@ impl Skeleton {
 		{ip} daddr . meta l4proto . th dport vmap @no-endpoints
 		{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @no-endpoint-node-ports
 	}}
-	chain send-reject {{
+	chain {REJECT_CHAIN} {{
 		meta l4proto tcp reject with tcp reset
 		reject
 	}}
@@ -203,10 +206,14 @@ impl Skeleton {
                     format!("\t\t{ip} saddr != @{POD_NETWORKS} jump {MARK_CHAIN}\n")
                 }
             };
-            let (key, map) = match at {
-                At::Address => (format!("{ip} daddr . meta l4proto . th dport"), "endpoints"),
-                At::NodePort => ("meta l4proto . th dport".to_owned(), "node-port-endpoints"),
+            let (key, set) = match at {
+                At::Address => (
+                    format!("{ip} daddr . meta l4proto . th dport"),
+                    Set::Endpoints,
+                ),
+                At::NodePort => ("meta l4proto . th dport".to_owned(), Set::NodePortEndpoints),
             };
+            let map = set.name();
             write!(
                 text,
                 "\tchain {chain} {{\n{mark}\t\tdnat {ip} to {key} . numgen random mod {count} map @{map}\n\t}}\n"

@@ -3,11 +3,13 @@
 //! The records follow the Kubernetes DNS specification
 //! (<https://github.com/kubernetes/dns/blob/master/docs/specification.md>, 2.4 to 2.5).
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::service::has_address;
-use super::{PROXY_NAME_LABEL, SERVICE_NAME_LABEL, has_label, name_of};
+use super::{Objects, PROXY_NAME_LABEL, label, name_of, service_of};
 use crate::model::ObjectName;
 
 /// A Service that has no rules, on purpose.
@@ -41,37 +43,49 @@ pub struct HostRecord {
     pub address: String,
 }
 
-/// Says why a Service has no rules, if it has none. `slices` are those of all Services.
-pub fn unserved(service: &core::Service, slices: &[discovery::EndpointSlice]) -> Option<Unserved> {
-    let name = name_of(&service.metadata);
-    let spec = service.spec.as_ref();
-    let text = |field: Option<&String>| field.cloned().unwrap_or_default();
-    let why = if spec.and_then(|s| s.type_.as_deref()) == Some("ExternalName") {
-        Why::ExternalName(text(spec.and_then(|s| s.external_name.as_ref())))
-    } else if has_label(&service.metadata, PROXY_NAME_LABEL) {
-        let labels = service.metadata.labels.as_ref();
-        Why::OtherProxy(text(labels.and_then(|l| l.get(PROXY_NAME_LABEL))))
-    } else if spec.is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None")) {
-        Why::Headless(host_records(&name, slices))
-    } else if spec.is_some_and(has_address) {
-        return None;
-    } else {
-        Why::NoAddressYet
-    };
-    Some(Unserved { name, why })
+/// The Services that have no rules, by name.
+pub fn unserved(objects: &Objects) -> Vec<Unserved> {
+    let mut slices: BTreeMap<ObjectName, Vec<&discovery::EndpointSlice>> = BTreeMap::new();
+    for slice in &objects.slices {
+        if let Some(service) = service_of(&slice.metadata) {
+            slices.entry(service).or_default().push(slice);
+        }
+    }
+    let mut unserved: Vec<Unserved> = objects
+        .services
+        .iter()
+        .filter_map(|service| {
+            let name = name_of(&service.metadata);
+            let slices = slices.get(&name).map(Vec::as_slice).unwrap_or_default();
+            let why = why_unserved(service, slices)?;
+            Some(Unserved { name, why })
+        })
+        .collect();
+    unserved.sort_by(|a, b| a.name.cmp(&b.name));
+    unserved
 }
 
-/// The records of the ready endpoints in the slices of a Service, in order and each once.
-fn host_records(service: &ObjectName, slices: &[discovery::EndpointSlice]) -> Vec<HostRecord> {
-    let of_service = |slice: &&discovery::EndpointSlice| {
-        let label = slice
-            .metadata
-            .labels
-            .as_ref()
-            .and_then(|l| l.get(SERVICE_NAME_LABEL));
-        label.is_some_and(|label| label == service.name())
-            && slice.metadata.namespace.as_deref().unwrap_or_default() == service.namespace()
-    };
+/// Why a Service with these slices has no rules, if it has none.
+fn why_unserved(service: &core::Service, slices: &[&discovery::EndpointSlice]) -> Option<Why> {
+    let spec = service.spec.as_ref();
+    Some(
+        if spec.and_then(|s| s.type_.as_deref()) == Some("ExternalName") {
+            let target = spec.and_then(|s| s.external_name.clone());
+            Why::ExternalName(target.unwrap_or_default())
+        } else if let Some(proxy) = label(&service.metadata, PROXY_NAME_LABEL) {
+            Why::OtherProxy(proxy.to_owned())
+        } else if spec.is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None")) {
+            Why::Headless(host_records(slices))
+        } else if spec.is_some_and(has_address) {
+            return None;
+        } else {
+            Why::NoAddressYet
+        },
+    )
+}
+
+/// The records of the ready endpoints of slices, in order and each once.
+fn host_records(slices: &[&discovery::EndpointSlice]) -> Vec<HostRecord> {
     let ready = |endpoint: &&discovery::Endpoint| {
         endpoint
             .conditions
@@ -81,7 +95,6 @@ fn host_records(service: &ObjectName, slices: &[discovery::EndpointSlice]) -> Ve
     };
     let mut records: Vec<HostRecord> = slices
         .iter()
-        .filter(of_service)
         .flat_map(|slice| slice.endpoints.as_deref().unwrap_or_default())
         .filter(ready)
         .filter_map(|endpoint| {

@@ -3,11 +3,9 @@
 //! A cluster's controller mirrors such objects to slices; only files written by hand or taken from an
 //! old cluster need this.
 
-use std::net::IpAddr;
-
 use k8s_openapi::api::core::v1 as api;
 
-use super::{keep_good, name_of, port, protocol, slice::place};
+use super::{endpoint_address, keep_good, name_of, port, protocol, slice::place};
 use crate::model::{Complaint, Endpoint, ObjectName, Parsed, Slice, SlicePort};
 
 /// Translates an Endpoints object to one slice for each of its subsets, as the node `node_name` sees it.
@@ -56,34 +54,18 @@ fn addresses(
     subset: &api::EndpointSubset,
     node_name: &str,
 ) -> impl Iterator<Item = Result<Endpoint, Complaint>> {
-    let list = |addresses: &'_ Option<Vec<api::EndpointAddress>>, list: &'static str, ready| {
-        let addresses = addresses.as_deref().unwrap_or_default().to_vec();
-        addresses
-            .into_iter()
-            .enumerate()
-            .map(move |(i, a)| (list, i, a, ready))
-    };
-    list(&subset.addresses, "addresses", true)
-        .chain(list(
-            &subset.not_ready_addresses,
-            "notReadyAddresses",
-            false,
-        ))
-        .map(move |(list, i, object, ready)| {
-            let address: IpAddr = object.ip.parse().map_err(|_| {
-                let field = format!("subsets[{subset_index}].{list}[{i}].ip");
-                let reason = format!(
-                    "{:?} is not an IP address; the endpoint is skipped",
-                    object.ip
-                );
-                Complaint::invalid(field, reason)
-            })?;
-            Ok(Endpoint {
-                address,
-                place: place(object.node_name.as_deref(), node_name),
-                ready,
-                serving: ready,
-                terminating: false,
-            })
+    let ready = subset.addresses.iter().flatten().enumerate();
+    let not_ready = subset.not_ready_addresses.iter().flatten().enumerate();
+    let ready = ready.map(|(i, address)| ("addresses", i, address, true));
+    let not_ready = not_ready.map(|(i, address)| ("notReadyAddresses", i, address, false));
+    ready.chain(not_ready).map(move |(list, i, object, ready)| {
+        let field = format!("subsets[{subset_index}].{list}[{i}].ip");
+        Ok(Endpoint {
+            address: endpoint_address(&object.ip, field)?,
+            place: place(object.node_name.as_deref(), node_name),
+            ready,
+            serving: ready,
+            terminating: false,
         })
+    })
 }

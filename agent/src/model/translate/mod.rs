@@ -10,6 +10,8 @@ mod objects;
 mod service;
 mod slice;
 
+use std::net::IpAddr;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use endpoints::endpoints;
@@ -37,11 +39,18 @@ pub fn name_of(metadata: &ObjectMeta) -> ObjectName {
     )
 }
 
-fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
-    metadata
-        .labels
-        .as_ref()
-        .is_some_and(|labels| labels.contains_key(label))
+/// The value of a label.
+fn label<'a>(metadata: &'a ObjectMeta, label: &str) -> Option<&'a str> {
+    metadata.labels.as_ref()?.get(label).map(String::as_str)
+}
+
+/// The Service that an EndpointSlice belongs to, if it belongs to one.
+fn service_of(slice: &ObjectMeta) -> Option<ObjectName> {
+    let service = label(slice, SERVICE_NAME_LABEL).filter(|service| !service.is_empty())?;
+    Some(ObjectName::new(
+        slice.namespace.as_deref().unwrap_or_default(),
+        service,
+    ))
 }
 
 /// Reads a protocol; absent means TCP.
@@ -68,6 +77,25 @@ fn port(number: i32, field: String) -> Result<Port, Complaint> {
                 format!("{number} is not a port number (1 to 65535); this port is skipped"),
             )
         })
+}
+
+/// Reads the address of an endpoint, and refuses those that kube-apiserver does (its `ValidateNonSpecialIP`).
+fn endpoint_address(text: &str, field: String) -> Result<IpAddr, Complaint> {
+    let Ok(address) = text.parse::<IpAddr>() else {
+        let reason = format!("{text:?} is not an IP address; the endpoint is skipped");
+        return Err(Complaint::invalid(field, reason));
+    };
+    let link_local = match address {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local {
+        let reason = format!(
+            "{address} is an unspecified, loopback, link-local or multicast address; the endpoint is skipped"
+        );
+        return Err(Complaint::invalid(field, reason));
+    }
+    Ok(address)
 }
 
 /// Keeps what is good and sets the complaints aside.

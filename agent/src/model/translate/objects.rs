@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 
-use super::SERVICE_NAME_LABEL;
 use crate::model::{Node, ObjectName, Parsed, Service, Slice};
 
 /// API objects that were read once and completely, for the dry run and for manifests.
@@ -29,17 +28,11 @@ impl Objects {
 
     /// The EndpointSlices, translated as this node sees them, and the Endpoints of Services that have no slice.
     pub fn parsed_slices(&self, node_name: &str) -> Vec<Parsed<Slice>> {
-        let with_slices: BTreeSet<ObjectName> = self
+        let slices_of = self
             .slices
             .iter()
-            .filter_map(|slice| {
-                let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?;
-                Some(ObjectName::new(
-                    slice.metadata.namespace.as_deref()?,
-                    service,
-                ))
-            })
-            .collect();
+            .filter_map(|slice| super::service_of(&slice.metadata));
+        let with_slices: BTreeSet<ObjectName> = slices_of.collect();
         let stand_in = self
             .endpoints
             .iter()

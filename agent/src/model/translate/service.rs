@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
 
-use super::{PROXY_NAME_LABEL, has_label, keep_good, name_of, port, protocol};
+use super::{PROXY_NAME_LABEL, keep_good, label, name_of, port, protocol};
 use crate::model::{Complaint, Parsed, Service, ServicePort, ServiceType};
 
 /// Translates a Service. Headless and ExternalName Services, those without an address yet and those of
@@ -54,7 +54,7 @@ fn served_type(object: &api::Service, spec: &api::ServiceSpec) -> Option<Service
         Some("LoadBalancer") => ServiceType::LoadBalancer,
         _ => ServiceType::ClusterIp,
     };
-    let is_served = has_address(spec) && !has_label(&object.metadata, PROXY_NAME_LABEL);
+    let is_served = has_address(spec) && label(&object.metadata, PROXY_NAME_LABEL).is_none();
     is_served.then_some(kind)
 }
 

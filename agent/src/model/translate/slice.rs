@@ -1,23 +1,18 @@
 //! EndpointSlice → [`Slice`].
 
-use std::net::IpAddr;
-
 use k8s_openapi::api::discovery::v1 as api;
 
-use super::{HEADLESS_LABEL, SERVICE_NAME_LABEL, has_label, keep_good, name_of, port, protocol};
-use crate::model::{Complaint, Endpoint, Family, ObjectName, Parsed, Place, Slice, SlicePort};
+use super::{
+    HEADLESS_LABEL, endpoint_address, keep_good, label, name_of, port, protocol, service_of,
+};
+use crate::model::{Complaint, Endpoint, Family, Parsed, Place, Slice, SlicePort};
 
 /// Translates an EndpointSlice as the node `node_name` sees it. FQDN slices, those of headless Services
 /// and those without a Service come out as ignored.
 pub fn slice(object: &api::EndpointSlice, node_name: &str) -> Parsed<Slice> {
     let name = name_of(&object.metadata);
-    let service = object
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(SERVICE_NAME_LABEL))
-        .filter(|service| !service.is_empty());
-    let (Some(service), false) = (service, has_label(&object.metadata, HEADLESS_LABEL)) else {
+    let is_headless = label(&object.metadata, HEADLESS_LABEL).is_some();
+    let (Some(service), false) = (service_of(&object.metadata), is_headless) else {
         return Parsed::ignored(name);
     };
     let family = match object.address_type.as_str() {
@@ -53,7 +48,7 @@ pub fn slice(object: &api::EndpointSlice, node_name: &str) -> Parsed<Slice> {
     );
     Parsed {
         object: Some(Slice {
-            service: ObjectName::new(name.namespace(), service),
+            service,
             name: name.clone(),
             ports: ports.into(),
             endpoints: endpoints.into(),
@@ -88,23 +83,13 @@ fn endpoint(
         .first()
         .map(String::as_str)
         .unwrap_or_default();
-    let complaint = |reason| Complaint::invalid(format!("endpoints[{index}].addresses[0]"), reason);
-    let address: IpAddr = text.parse().map_err(|_| {
-        complaint(format!(
-            "{text:?} is not an IP address; the endpoint is skipped"
-        ))
-    })?;
+    let field = format!("endpoints[{index}].addresses[0]");
+    let address = endpoint_address(text, field.clone())?;
     if Family::of(address) != family {
         let reason = format!(
             "{address} is not an {family} address as addressType says; the endpoint is skipped"
         );
-        return Err(complaint(reason));
-    }
-    if is_special(address) {
-        let reason = format!(
-            "{address} is an unspecified, loopback, link-local or multicast address; the endpoint is skipped"
-        );
-        return Err(complaint(reason));
+        return Err(Complaint::invalid(field, reason));
     }
     let conditions = object.conditions.as_ref();
     Ok(Endpoint {
@@ -114,15 +99,6 @@ fn endpoint(
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
     })
-}
-
-/// Addresses that no endpoint can have (`ValidateNonSpecialIP` of kube-apiserver).
-fn is_special(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local
 }
 
 /// Where an endpoint with this `nodeName` runs.

@@ -243,7 +243,7 @@ fn endpoints_stand_in_for_slices() {
         "subsets": [
             { "addresses": [{ "ip": "10.1.0.1", "nodeName": "node-2" }], "notReadyAddresses": [{ "ip": "10.1.0.2" }],
               "ports": [{ "name": "http", "port": 8080 }] },
-            { "addresses": [{ "ip": "nowhere" }], "ports": [{ "port": 99999 }] },
+            { "addresses": [{ "ip": "nowhere" }, { "ip": "127.0.0.1" }], "ports": [{ "port": 99999 }] },
         ],
     }))
     .unwrap();
@@ -265,6 +265,7 @@ fn endpoints_stand_in_for_slices() {
     expect![[r#"
         subsets[1].ports[0].port: 99999 is not a port number (1 to 65535); this port is skipped
         subsets[1].addresses[0].ip: "nowhere" is not an IP address; the endpoint is skipped
+        subsets[1].addresses[1].ip: 127.0.0.1 is an unspecified, loopback, link-local or multicast address; the endpoint is skipped
     "#]]
     .assert_eq(&complaints(&second));
 }

@@ -110,9 +110,14 @@ impl fmt::Display for Place {
     }
 }
 
+/// Whether a path stands for standard input.
+pub(super) fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
+}
+
 /// A file's name for people.
 fn shown(file: &Path) -> String {
-    if file == Path::new("-") {
+    if is_stdin(file) {
         "standard input".to_owned()
     } else {
         file.display().to_string()
