@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tracing::{info, warn};
+use tracing::warn;
 
-use crate::model::{Complaint, Fault, ObjectName, Parsed};
+use crate::model::{Complaint, ObjectName, Parsed};
 
 /// The complaints about the objects of one kind.
 #[derive(Debug)]
@@ -49,10 +49,7 @@ impl Complaints {
             self.known.remove(&name);
         } else if self.known.get(&name) != Some(&complaints) {
             for complaint in &complaints {
-                match complaint.fault {
-                    Fault::Invalid => warn!("{} {name}: {complaint}", self.kind),
-                    Fault::NotYet => info!("{} {name}: {complaint}", self.kind),
-                }
+                warn!("{} {name}: {complaint}", self.kind);
             }
             self.known.insert(name.clone(), complaints);
         }

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use crate::cli::Cli;
-use crate::dataplane::nft::SkeletonConfig;
-use crate::model::PerFamily;
-use crate::plan::{NodePortAddresses, PlanConfig};
+use crate::dataplane::nft::{Detector, SkeletonConfig};
+use crate::model::{Family, PerFamily};
+use crate::plan::{NodePortAddresses, PlanConfig, PodNetworks};
 
 /// What proxyd is to do, and with what.
 #[derive(Debug, Clone)]
@@ -78,18 +78,24 @@ impl Config {
             SourceConfig::Manifests(cli.manifests)
         };
         let cluster = networks("cluster-cidr", &cli.cluster_cidr)?;
-        let (v4, v6) = cluster
-            .into_iter()
-            .partition(|network| network.network().is_ipv4());
+        let detector = PerFamily::from_fn(|family| {
+            if cluster.iter().any(|n| Family::of(n.addr()) == family) {
+                Detector::Source
+            } else {
+                Detector::None
+            }
+        });
         Ok(Self {
             mode,
             source,
             node_name: node_name(cli.hostname_override)?,
             plan: PlanConfig {
                 node_port_addresses: node_port_addresses(&cli.nodeport_addresses)?,
+                pod_networks: PodNetworks::Fixed(cluster),
+                masquerade_all: false,
             },
             skeleton: SkeletonConfig {
-                pod_networks: PerFamily { v4, v6 },
+                detector,
                 masquerade_bit: cli.iptables_masquerade_bit,
             },
         })
@@ -185,21 +191,13 @@ mod tests {
             config(&["--cluster-cidr", "10.244.1.7/16,fd00:244::/48", "--dry-run"]).unwrap();
         assert_eq!(config.node_name, "node-1");
         assert_eq!(config.mode, Mode::DryRun);
-        assert_eq!(
-            config.skeleton.pod_networks.v4,
-            ["10.244.0.0/16".parse().unwrap()]
-        );
-        assert_eq!(
-            config.skeleton.pod_networks.v6,
-            ["fd00:244::/48".parse().unwrap()]
-        );
         assert_eq!(config.plan.node_port_addresses, NodePortAddresses::Primary);
     }
 
     #[test]
     fn an_empty_network_is_none_and_a_url_needs_no_scheme() {
         let config = config(&["--cluster-cidr=", "--master", "localhost:8080"]).unwrap();
-        assert_eq!(config.skeleton.pod_networks, PerFamily::default());
+        assert_eq!(config.skeleton.detector, PerFamily::default());
         let master = Some("http://localhost:8080".parse().unwrap());
         assert_eq!(
             config.source,

@@ -12,10 +12,8 @@ use std::net::IpAddr;
 use crate::dataplane::nft::{Skeleton, SkeletonConfig, render};
 use crate::diff::{Held, diff};
 use crate::model::translate::Objects;
-use crate::model::{
-    Complaint, Family, Fault, Frontend, ObjectName, Parsed, Scope, Service, Snapshot, Touched,
-};
-use crate::plan::{self, PlanConfig, Rule, Tables};
+use crate::model::{Complaint, Family, Frontend, ObjectName, Parsed, Scope, Service, Snapshot};
+use crate::plan::{self, Member, PlanConfig, Tables};
 
 /// The settings and facts that the rules depend on beside the objects.
 #[derive(Debug)]
@@ -51,13 +49,6 @@ pub struct Note {
     complaint: Complaint,
 }
 
-impl Note {
-    /// Whether the input is at fault.
-    pub fn is_invalid(&self) -> bool {
-        self.complaint.fault == Fault::Invalid
-    }
-}
-
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.kind, self.name, self.complaint)
@@ -71,6 +62,8 @@ pub fn dry_run(objects: &Objects, settings: &Settings<'_>) -> DryRun {
     snapshot.set_services(sift("Service", objects.parsed_services(), &mut notes));
     let slices = objects.parsed_slices(settings.node_name);
     snapshot.set_slices(sift("EndpointSlice", slices, &mut notes));
+    let service_cidrs = objects.parsed_service_cidrs();
+    snapshot.set_service_cidrs(sift("ServiceCIDR", service_cidrs, &mut notes));
     snapshot.set_node(objects.own_node(settings.node_name));
     snapshot.set_host_addresses(settings.host_addresses.clone());
     notes.sort();
@@ -122,14 +115,20 @@ fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> V
         .collect()
 }
 
-/// The elements that belong to the node and no Service.
+/// The elements that belong to the node or the cluster and no Service.
 fn node_elements(text: &mut String, skeleton: &Skeleton, tables: &Tables) {
-    let of_node = Touched {
-        frontends: BTreeSet::new(),
-        endpoints_here: tables.hairpin.clone(),
-        node: true,
+    let is_of_node = |member: &&Member| match member {
+        Member::Hairpin(_)
+        | Member::NodePortAddress(_)
+        | Member::ServiceNetwork(_)
+        | Member::PodNetwork(_) => true,
+        Member::ClusterIp(_) | Member::Guarded(_) | Member::AllowedSource(..) => false,
     };
-    let delta = diff(&Held::default(), tables, &Scope::Touched(of_node));
+    let of_node = Tables {
+        members: tables.members.iter().filter(is_of_node).copied().collect(),
+        ..Tables::default()
+    };
+    let delta = diff(&Held::default(), &of_node, &Scope::All);
     if !delta.is_empty() {
         text.push_str("\n# This node's addresses, and the endpoints that may run here\n");
         text.push_str(&render::add_elements(skeleton, &delta));
@@ -146,7 +145,7 @@ fn service_elements(
 ) {
     let claimed: BTreeSet<Frontend> = service
         .frontends()
-        .map(|(frontend, _)| frontend)
+        .map(|claimed| claimed.frontend)
         .filter(|frontend| tables.rules.contains_key(frontend))
         .collect();
     if claimed.is_empty() {
@@ -156,34 +155,18 @@ fn service_elements(
     comment(text, &format!("{}, {}", service.name, service.kind));
     let mut has = BTreeSet::new();
     for frontend in claimed {
-        match snapshot.claimants(frontend).next() {
+        let outcome = match snapshot.claimants(frontend).next() {
             Some(owner) if *owner != service.name => {
-                comment(
-                    text,
-                    &format!("  {frontend}: not here, {owner} was first and has it"),
-                );
+                format!("not here, {owner} was first and has it")
             }
             _ => {
-                let endpoints = match &tables.rules[&frontend] {
-                    Rule::Reject => {
-                        let why = explain::no_endpoint(snapshot, frontend);
-                        format!("refused, no endpoint can serve it ({why})")
-                    }
-                    Rule::Balance { backends, .. } if backends.len() == 1 => {
-                        "1 endpoint".to_owned()
-                    }
-                    Rule::Balance { backends, .. } => format!("{} endpoints", backends.len()),
-                };
-                comment(text, &format!("  {frontend}: {endpoints}"));
                 has.insert(frontend);
+                explain::outcome(snapshot, frontend, &tables.rules[&frontend])
             }
-        }
+        };
+        comment(text, &format!("  {frontend}: {outcome}"));
     }
-    let of_service = Touched {
-        frontends: has,
-        ..Touched::default()
-    };
-    let delta = diff(&Held::default(), tables, &Scope::Touched(of_service));
+    let delta = diff(&Held::default(), &tables.part(&has), &Scope::All);
     text.push_str(&render::add_elements(skeleton, &delta));
 }
 

@@ -25,6 +25,7 @@ pub struct Engine {
     held: PerFamily<Option<Held>>,
     services: Complaints,
     slices: Complaints,
+    service_cidrs: Complaints,
     contested: BTreeMap<Frontend, Vec<ObjectName>>,
     awaited: Awaited,
     /// Part of what should be served is not known, so nothing that the kernel holds is changed or removed.
@@ -37,6 +38,7 @@ pub struct Engine {
 struct Awaited {
     services: bool,
     slices: bool,
+    service_cidrs: bool,
     node: bool,
     host_addresses: bool,
 }
@@ -70,10 +72,12 @@ impl Engine {
             held: PerFamily::default(),
             services: Complaints::about("Service"),
             slices: Complaints::about("EndpointSlice"),
+            service_cidrs: Complaints::about("ServiceCIDR"),
             contested: BTreeMap::new(),
             awaited: Awaited {
                 services: true,
                 slices: true,
+                service_cidrs: true,
                 node: true,
                 host_addresses: true,
             },
@@ -108,9 +112,23 @@ impl Engine {
                 self.snapshot.remove_slice(&name);
                 self.slices.forget(&name);
             }
+            Event::ServiceCidrsListed(list) => {
+                let list = self.service_cidrs.sift_list(list);
+                self.snapshot.set_service_cidrs(list);
+                self.awaited.service_cidrs = false;
+            }
+            Event::ServiceCidrApplied(parsed) => match self.service_cidrs.sift(parsed) {
+                Ok(cidr) => self.snapshot.put_service_cidr(cidr),
+                Err(name) => self.snapshot.remove_service_cidr(&name),
+            },
+            Event::ServiceCidrDeleted(name) => {
+                self.snapshot.remove_service_cidr(&name);
+                self.service_cidrs.forget(&name);
+            }
             Event::AllListed {
                 services,
                 slices,
+                service_cidrs,
                 node,
                 whole,
             } => {
@@ -121,6 +139,7 @@ impl Engine {
                 self.only_adds = !whole;
                 self.handle(Event::ServicesListed(services));
                 self.handle(Event::SlicesListed(slices));
+                self.handle(Event::ServiceCidrsListed(service_cidrs));
                 self.handle(Event::NodeChanged(node));
             }
             Event::NodeChanged(node) => {
@@ -145,10 +164,11 @@ impl Engine {
         let Awaited {
             services,
             slices,
+            service_cidrs,
             node,
             host_addresses,
         } = self.awaited;
-        !(services || slices || node || host_addresses)
+        !(services || slices || service_cidrs || node || host_addresses)
     }
 
     /// What is known of the cluster.
@@ -158,7 +178,7 @@ impl Engine {
 
     /// How many objects have a field that is not served.
     pub fn complaint_count(&self) -> usize {
-        self.services.count() + self.slices.count()
+        self.services.count() + self.slices.count() + self.service_cidrs.count()
     }
 
     /// Brings one family in the kernel to what is desired; nothing is done before [`Engine::is_ready`].
@@ -181,7 +201,7 @@ impl Engine {
         self.report_contested(&touched);
         let held = self.held.get_mut(family).take();
         let full = held.is_none();
-        let scope = if full {
+        let scope = if full || touched.everything {
             Scope::All
         } else {
             Scope::Touched(touched)
@@ -196,7 +216,7 @@ impl Engine {
             delta.keep_additions(&held);
         }
         if !delta.is_empty() {
-            dataplane.apply(family, &delta)?;
+            dataplane.apply(family, &held, &delta)?;
             held.apply(&delta);
         }
         *self.held.get_mut(family) = Some(held);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::model::{Node, ObjectName, Parsed, Service, Slice};
+use crate::model::{Node, ObjectName, Parsed, Service, ServiceCidr, Slice};
 
 /// A change in what the agent knows. Sources send them; only the engine takes them.
 #[derive(Debug, Clone)]
@@ -20,13 +20,21 @@ pub enum Event {
     SliceApplied(Parsed<Slice>),
     /// One EndpointSlice is gone.
     SliceDeleted(ObjectName),
-    /// Services, EndpointSlices and the own Node, all as they are at one moment. Between the single events a
+    /// A complete list of ServiceCIDRs; takes the place of all that were known.
+    ServiceCidrsListed(Vec<Parsed<ServiceCidr>>),
+    /// One ServiceCIDR is new or changed.
+    ServiceCidrApplied(Parsed<ServiceCidr>),
+    /// One ServiceCIDR is gone.
+    ServiceCidrDeleted(ObjectName),
+    /// Everything that comes from the API, as it is at one moment. Between the single events a
     /// Service and its slice may not fit together.
     AllListed {
         /// Every Service.
         services: Vec<Parsed<Service>>,
         /// Every EndpointSlice.
         slices: Vec<Parsed<Slice>>,
+        /// Every ServiceCIDR.
+        service_cidrs: Vec<Parsed<ServiceCidr>>,
         /// The own Node object.
         node: Option<Node>,
         /// Whether this is all. While part of it could not be read since the start, nothing is known to be gone.

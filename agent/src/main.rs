@@ -39,8 +39,7 @@ fn dry_run(config: &Config) -> Result<ExitCode, RunError> {
         eprintln!("{level}: {error}");
     }
     for note in &dry_run.notes {
-        let level = if note.is_invalid() { "error" } else { "note" };
-        eprintln!("{level}: {note}");
+        eprintln!("error: {note}");
     }
     if dry_run.is_empty {
         eprintln!("note: there is no Service in the input; these rules serve none");
@@ -48,8 +47,7 @@ fn dry_run(config: &Config) -> Result<ExitCode, RunError> {
     std::io::stdout()
         .write_all(dry_run.text.as_bytes())
         .map_err(RunError::Output)?;
-    let refused = errors.iter().any(ManifestError::is_refusal)
-        || dry_run.notes.iter().any(proxyd::dry_run::Note::is_invalid);
+    let refused = errors.iter().any(ManifestError::is_refusal) || !dry_run.notes.is_empty();
     Ok(if refused {
         ExitCode::FAILURE
     } else {

@@ -19,11 +19,11 @@ pub trait Dataplane {
     /// The kernel's refusal, or that it cannot be asked. The kernel then holds what it held before.
     fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError>;
 
-    /// Commits a delta as a whole.
+    /// Commits a delta to what is held, as a whole.
     ///
     /// # Errors
     /// The kernel's refusal. What it holds is then unknown: [`Dataplane::resync`] tells.
-    fn apply(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError>;
+    fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError>;
 
     /// Removes everything that is ours from the kernel, and nothing else. What is not there is no error.
     ///

@@ -26,7 +26,7 @@ impl Dataplane for Recording {
         Ok(self.held.get(family).clone())
     }
 
-    fn apply(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError> {
+    fn apply(&mut self, family: Family, _held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
         if self.refuse_next > 0 {
             self.refuse_next -= 1;
             return Err(refused("no memory"));
@@ -35,15 +35,9 @@ impl Dataplane for Recording {
         check(&delta.rules, |key| {
             held.entries.get(key).and_then(|entry| entry.verdict)
         })?;
-        check(&delta.backends, |slot| {
-            let entry = held.entries.get(&slot.frontend)?;
-            entry.slots.get(usize::from(slot.index)).copied().flatten()
-        })?;
-        check(&delta.hairpin, |key| {
-            held.hairpin.contains(key).then_some(())
-        })?;
-        check(&delta.node_port_addresses, |key| {
-            held.node_port_addresses.contains(key).then_some(())
+        check(&delta.backends, |slot| held.backend(*slot))?;
+        check(&delta.members, |key| {
+            held.members.contains(key).then_some(())
         })?;
         held.apply(delta);
         self.committed.push((family, delta.clone()));

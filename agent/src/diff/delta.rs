@@ -3,10 +3,9 @@
 //! Front end → verdict (how to balance, with how many back ends), and (front end, index) → back end.
 
 use std::fmt;
-use std::net::IpAddr;
 
-use crate::model::Frontend;
-use crate::plan::{Backend, Masquerade, Rule};
+use crate::model::{AffinityTimeout, Frontend};
+use crate::plan::{Backend, MAX_BACKENDS, Member, Policy, Rule};
 
 use super::Held;
 
@@ -17,10 +16,8 @@ pub struct Delta {
     pub rules: Vec<Change<Frontend, Verdict>>,
     /// Changes of back ends.
     pub backends: Vec<Change<Slot, Backend>>,
-    /// Endpoints that came to this node or left it.
-    pub hairpin: Vec<Change<IpAddr, ()>>,
-    /// Addresses with NodePorts that came or went.
-    pub node_port_addresses: Vec<Change<IpAddr, ()>>,
+    /// Members of sets that came or went.
+    pub members: Vec<Change<Member, ()>>,
 }
 
 /// One key's value before and after; the two always differ.
@@ -44,13 +41,19 @@ impl<K, V: PartialEq> Change<K, V> {
 /// What the kernel is told of a front end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// Pick one of `count` back ends, with indexes from 0 up.
+    /// Pick a back end.
     Balance {
-        /// Which connections are masqueraded.
-        masquerade: Masquerade,
-        /// How many back ends there are; at least one.
+        /// Who gets which back ends, and whose source is masqueraded.
+        policy: Policy,
+        /// How many back ends there are; at least one. Their indexes go from 0 up.
         count: u16,
+        /// How many local back ends there are. Their indexes go from [`Slot::FIRST_LOCAL`] up.
+        local: u16,
+        /// How long a client keeps its back end.
+        affinity: Option<AffinityTimeout>,
     },
+    /// Drop new connections.
+    Drop,
     /// Refuse new connections.
     Reject,
 }
@@ -58,15 +61,34 @@ pub enum Verdict {
 impl Verdict {
     /// The verdict that a rule comes to.
     pub fn of(rule: &Rule) -> Self {
+        let count = |list: &[Backend]| {
+            u16::try_from(list.len()).expect("a rule has at most MAX_BACKENDS in each list")
+        };
         match rule {
-            Rule::Balance {
-                masquerade,
-                backends,
-            } => Self::Balance {
-                masquerade: *masquerade,
-                count: u16::try_from(backends.len()).expect("a rule has at most MAX_BACKENDS"),
+            Rule::Balance(balance) => Self::Balance {
+                policy: balance.policy,
+                count: count(&balance.backends),
+                local: count(&balance.local),
+                affinity: balance.affinity,
             },
+            Rule::Drop => Self::Drop,
             Rule::Reject => Self::Reject,
+        }
+    }
+
+    /// How long a client keeps its back end, if it does.
+    pub fn affinity(self) -> Option<AffinityTimeout> {
+        match self {
+            Self::Balance { affinity, .. } => affinity,
+            Self::Drop | Self::Reject => None,
+        }
+    }
+
+    /// Who gets which back ends; `None` if nobody gets any.
+    pub fn policy(self) -> Option<Policy> {
+        match self {
+            Self::Balance { policy, .. } => Some(policy),
+            Self::Drop | Self::Reject => None,
         }
     }
 }
@@ -76,16 +98,16 @@ impl Verdict {
 pub struct Slot {
     /// The front end.
     pub frontend: Frontend,
-    /// The index, from 0 up.
+    /// The index, from 0 up, or from [`Slot::FIRST_LOCAL`] up in the list of local back ends.
     pub index: u16,
 }
 
 impl Slot {
-    pub(crate) fn new(frontend: Frontend, index: usize) -> Self {
-        let index = u16::try_from(index).expect("a rule has at most MAX_BACKENDS");
-        Self { frontend, index }
-    }
+    /// The index of the first local back end.
+    pub const FIRST_LOCAL: u16 = 32_768;
 }
+
+const _: () = assert!(Slot::FIRST_LOCAL as usize == MAX_BACKENDS);
 
 impl Delta {
     /// Whether nothing changes.
@@ -99,14 +121,12 @@ impl Delta {
         let is_new = |frontend: &Frontend| !held.entries.contains_key(frontend);
         self.rules.retain(|change| is_new(&change.key));
         self.backends.retain(|change| is_new(&change.key.frontend));
-        self.hairpin.retain(|change| change.from.is_none());
-        self.node_port_addresses
-            .retain(|change| change.from.is_none());
+        self.members.retain(|change| change.from.is_none());
     }
 
     /// How many keys change.
     pub fn len(&self) -> usize {
-        self.rules.len() + self.backends.len() + self.hairpin.len() + self.node_port_addresses.len()
+        self.rules.len() + self.backends.len() + self.members.len()
     }
 }
 
@@ -114,11 +134,10 @@ impl fmt::Display for Delta {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} front ends, {} endpoints, {} local endpoints, {} node addresses",
+            "{} front ends, {} endpoints, {} members of sets",
             self.rules.len(),
             self.backends.len(),
-            self.hairpin.len(),
-            self.node_port_addresses.len()
+            self.members.len(),
         )
     }
 }

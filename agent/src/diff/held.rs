@@ -1,12 +1,11 @@
 //! What the kernel holds of one family: read back from it, or kept up with the deltas committed since.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use crate::model::Frontend;
-use crate::plan::Backend;
+use crate::plan::{Backend, Member};
 
-use super::{Change, Delta, Verdict};
+use super::{Change, Delta, Slot, Verdict};
 
 /// The tables of one family as they are in the kernel. Unlike [`crate::plan::Tables`] it can also hold what
 /// was never planned, such as a hole that someone else tore.
@@ -14,10 +13,8 @@ use super::{Change, Delta, Verdict};
 pub struct Held {
     /// Each front end that has a verdict or back ends.
     pub entries: BTreeMap<Frontend, Entry>,
-    /// Endpoints that may run on this node.
-    pub hairpin: BTreeSet<IpAddr>,
-    /// The addresses of this node that have NodePorts.
-    pub node_port_addresses: BTreeSet<IpAddr>,
+    /// What the rules look up beside the front ends.
+    pub members: BTreeSet<Member>,
 }
 
 /// What the kernel holds of one front end.
@@ -25,9 +22,14 @@ pub struct Held {
 pub struct Entry {
     /// Its verdict.
     pub verdict: Option<Verdict>,
-    /// Its back ends by index. The last one is never `None`.
-    pub slots: Vec<Option<Backend>>,
+    /// Its back ends.
+    pub slots: Slots,
+    /// Its local back ends.
+    pub local: Slots,
 }
+
+/// Back ends by index, counted from the first of their list. The last one is never `None`.
+pub type Slots = Vec<Option<Backend>>;
 
 impl Held {
     /// Notes a delta that was committed.
@@ -36,7 +38,7 @@ impl Held {
             self.set_verdict(change.key, change.to);
         }
         for change in &delta.backends {
-            self.set_backend(change.key.frontend, change.key.index, change.to);
+            self.set_backend(change.key, change.to);
         }
         let ends = delta
             .rules
@@ -48,8 +50,12 @@ impl Held {
                 self.entries.remove(&frontend);
             }
         }
-        apply_members(&mut self.hairpin, &delta.hairpin);
-        apply_members(&mut self.node_port_addresses, &delta.node_port_addresses);
+        for Change { key, to, .. } in &delta.members {
+            match to {
+                Some(()) => self.members.insert(*key),
+                None => self.members.remove(key),
+            };
+        }
     }
 
     /// Sets the verdict of a front end.
@@ -57,9 +63,13 @@ impl Held {
         self.entries.entry(frontend).or_default().verdict = verdict;
     }
 
-    /// Sets the back end at an index of a front end.
-    pub fn set_backend(&mut self, frontend: Frontend, index: u16, backend: Option<Backend>) {
-        let slots = &mut self.entries.entry(frontend).or_default().slots;
+    /// Sets the back end at a place.
+    pub fn set_backend(&mut self, slot: Slot, backend: Option<Backend>) {
+        let entry = self.entries.entry(slot.frontend).or_default();
+        let (slots, index) = match slot.index.checked_sub(Slot::FIRST_LOCAL) {
+            Some(index) => (&mut entry.local, index),
+            None => (&mut entry.slots, slot.index),
+        };
         let index = usize::from(index);
         if slots.len() <= index {
             slots.resize(index + 1, None);
@@ -71,19 +81,20 @@ impl Held {
             .map_or(0, |last| last + 1);
         slots.truncate(used);
     }
+
+    /// The back end at a place.
+    pub fn backend(&self, slot: Slot) -> Option<Backend> {
+        let entry = self.entries.get(&slot.frontend)?;
+        let (slots, index) = match slot.index.checked_sub(Slot::FIRST_LOCAL) {
+            Some(index) => (&entry.local, index),
+            None => (&entry.slots, slot.index),
+        };
+        slots.get(usize::from(index)).copied().flatten()
+    }
 }
 
 impl Entry {
     fn is_empty(&self) -> bool {
-        self.verdict.is_none() && self.slots.is_empty()
-    }
-}
-
-fn apply_members(set: &mut BTreeSet<IpAddr>, changes: &[Change<IpAddr, ()>]) {
-    for change in changes {
-        match change.to {
-            Some(()) => set.insert(change.key),
-            None => set.remove(&change.key),
-        };
+        self.verdict.is_none() && self.slots.is_empty() && self.local.is_empty()
     }
 }

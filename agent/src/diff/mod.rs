@@ -10,14 +10,29 @@ mod held;
 use std::collections::BTreeSet;
 
 pub use delta::{Change, Delta, Slot, Verdict};
-pub use held::{Entry, Held};
+pub use held::{Entry, Held, Slots};
 
-use crate::model::{Frontend, Scope};
-use crate::plan::{Backend, Rule, Tables};
+use crate::model::{Frontend, Scope, Touched};
+use crate::plan::{Backend, Member, Rule, Tables};
 
 /// Compares what the kernel holds with what was planned, within the scope that was planned.
 pub fn diff(held: &Held, desired: &Tables, scope: &Scope) -> Delta {
     let mut delta = Delta::default();
+    let of_members = |gone: &mut dyn Iterator<Item = Member>| {
+        let gone = gone.filter(|member| !desired.members.contains(member));
+        let new = desired.members.difference(&held.members);
+        let gone = gone.map(|key| Change {
+            key,
+            from: Some(()),
+            to: None,
+        });
+        let new = new.map(|key| Change {
+            key: *key,
+            from: None,
+            to: Some(()),
+        });
+        gone.chain(new).collect()
+    };
     match scope {
         Scope::All => {
             let frontends: BTreeSet<&Frontend> =
@@ -25,31 +40,22 @@ pub fn diff(held: &Held, desired: &Tables, scope: &Scope) -> Delta {
             frontends
                 .into_iter()
                 .for_each(|frontend| diff_frontend(*frontend, held, desired, &mut delta));
-            let hairpin = held.hairpin.union(&desired.hairpin).copied();
-            delta.hairpin = members(hairpin, &held.hairpin, &desired.hairpin);
+            delta.members = of_members(&mut held.members.iter().copied());
         }
         Scope::Touched(touched) => {
             let frontends = touched.frontends.iter();
             frontends.for_each(|frontend| diff_frontend(*frontend, held, desired, &mut delta));
-            let hairpin = touched.endpoints_here.iter().copied();
-            delta.hairpin = members(hairpin, &held.hairpin, &desired.hairpin);
+            delta.members = of_members(&mut members_in(held, touched).into_iter());
         }
-    }
-    if matches!(scope, Scope::All) || matches!(scope, Scope::Touched(touched) if touched.node) {
-        let (from, to) = (&held.node_port_addresses, &desired.node_port_addresses);
-        delta.node_port_addresses = members(from.union(to).copied(), from, to);
     }
     delta
 }
 
-/// The changes of membership among some keys of a set.
-fn members<K: Copy + Ord>(
-    keys: impl Iterator<Item = K>,
-    held: &BTreeSet<K>,
-    desired: &BTreeSet<K>,
-) -> Vec<Change<K, ()>> {
-    let is_in = |set: &BTreeSet<K>, key: &K| set.contains(key).then_some(());
-    keys.filter_map(|key| Change::between(key, is_in(held, &key), is_in(desired, &key)))
+/// The held members that a change may have affected, each once.
+fn members_in(held: &Held, touched: &Touched) -> BTreeSet<Member> {
+    let here = touched.endpoints_here.iter().copied().map(Member::Hairpin);
+    let here = here.filter(|member| held.members.contains(member));
+    here.chain(Member::of_frontends(&held.members, &touched.frontends))
         .collect()
 }
 
@@ -57,22 +63,29 @@ fn diff_frontend(frontend: Frontend, held: &Held, desired: &Tables, delta: &mut 
     let nothing = Entry::default();
     let held = held.entries.get(&frontend).unwrap_or(&nothing);
     let rule = desired.rules.get(&frontend);
-    let wanted: &[Backend] = match rule {
-        Some(Rule::Balance { backends, .. }) => backends,
-        Some(Rule::Reject) | None => &[],
+    let (wanted, wanted_local): (&[Backend], &[Backend]) = match rule {
+        Some(Rule::Balance(balance)) => (&balance.backends, &balance.local),
+        Some(Rule::Drop | Rule::Reject) | None => (&[], &[]),
     };
     delta.rules.extend(Change::between(
         frontend,
         held.verdict,
         rule.map(Verdict::of),
     ));
-    let placed = place(&held.slots, wanted);
-    let slots = held.slots.len().max(placed.len());
-    delta.backends.extend((0..slots).filter_map(|index| {
-        let from = held.slots.get(index).copied().flatten();
-        let to = placed.get(index).copied();
-        Change::between(Slot::new(frontend, index), from, to)
-    }));
+    let lists = [
+        (0, &held.slots, wanted),
+        (Slot::FIRST_LOCAL, &held.local, wanted_local),
+    ];
+    for (first, held, wanted) in lists {
+        let placed = place(held, wanted);
+        let count = held.len().max(placed.len());
+        delta.backends.extend((0..count).filter_map(|place| {
+            let from = held.get(place).copied().flatten();
+            let to = placed.get(place).copied();
+            let index = u16::try_from(place).expect("a list has at most MAX_BACKENDS") + first;
+            Change::between(Slot { frontend, index }, from, to)
+        }));
+    }
 }
 
 /// Gives each wanted back end a place from 0 up, without a hole: those held keep theirs where they can.

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::Touched;
-use crate::plan::Masquerade;
+use crate::model::{AffinityTimeout, Touched};
+use crate::plan::{Balance, Policy};
 use crate::testing::{backend, ip, port};
 
 fn frontend(number: u8) -> Frontend {
@@ -18,10 +18,12 @@ fn frontend(number: u8) -> Frontend {
 }
 
 fn balance(backends: &[&str]) -> Rule {
-    Rule::Balance {
-        masquerade: Masquerade::OutsidePods,
+    Rule::Balance(Balance {
+        policy: Policy::Cluster,
         backends: backends.iter().map(|text| backend(text)).collect(),
-    }
+        local: Vec::new(),
+        affinity: None,
+    })
 }
 
 /// What a fresh kernel holds once these tables are loaded.
@@ -34,34 +36,57 @@ fn loaded(tables: &Tables) -> Held {
 /// What is held, with the places of back ends forgotten.
 fn without_places(held: &Held) -> Held {
     let mut held = held.clone();
-    held.entries
-        .values_mut()
-        .for_each(|entry| entry.slots.sort());
+    held.entries.values_mut().for_each(|entry| {
+        entry.slots.sort();
+        entry.local.sort();
+    });
     held
 }
 
+fn any_backends(least: usize) -> impl Strategy<Value = Vec<Backend>> {
+    let hosts = prop::collection::btree_set(1..9_u8, least..7);
+    hosts.prop_map(|hosts| {
+        let backends = hosts.iter().map(|h| backend(&format!("10.1.0.{h}:80")));
+        backends.collect()
+    })
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
-    let backends = prop::collection::btree_set(1..9_u8, 1..7);
-    let backends = backends.prop_map(|hosts| {
-        hosts
-            .iter()
-            .map(|h| backend(&format!("10.1.0.{h}:80")))
-            .collect()
-    });
-    let masquerade = prop::sample::select(vec![Masquerade::OutsidePods, Masquerade::Always]);
+    let policies = [Policy::Cluster, Policy::External, Policy::ExternalLocal];
+    let policy = prop::sample::select(policies.to_vec());
+    let affinity = prop::option::of(1..3_u32).prop_map(|s| s.and_then(AffinityTimeout::new));
+    let balance = (policy, any_backends(1), any_backends(0), affinity);
     prop_oneof![
         1 => Just(Rule::Reject),
-        4 => (masquerade, backends).prop_map(|(masquerade, backends)| Rule::Balance { masquerade, backends }),
+        1 => Just(Rule::Drop),
+        4 => balance.prop_map(|(policy, backends, local, affinity)| Rule::Balance(Balance {
+            policy,
+            backends,
+            local,
+            affinity,
+        })),
+    ]
+}
+
+fn any_member() -> impl Strategy<Value = Member> {
+    let network = (0..3_u8).prop_map(|n| format!("10.{n}.0.0/16").parse().unwrap());
+    let frontends = (0..4_u8).prop_map(frontend);
+    prop_oneof![
+        (1..5_u8).prop_map(|h| Member::Hairpin(ip(&format!("10.1.0.{h}")))),
+        (0..4_u8).prop_map(|h| Member::ClusterIp(ip(&format!("10.96.0.{h}")))),
+        (1..4_u8).prop_map(|h| Member::NodePortAddress(ip(&format!("192.168.0.{h}")))),
+        frontends.clone().prop_map(Member::Guarded),
+        (frontends, network.clone()).prop_map(|(f, n)| Member::AllowedSource(f, n)),
+        network.prop_map(Member::PodNetwork),
     ]
 }
 
 prop_compose! {
     fn any_tables()(
         rules in prop::collection::btree_map((0..4_u8).prop_map(frontend), any_rule(), 0..4),
-        hairpin in prop::collection::btree_set((1..5_u8).prop_map(|h| ip(&format!("10.1.0.{h}"))), 0..4),
-        node in prop::collection::btree_set((1..4_u8).prop_map(|h| ip(&format!("192.168.0.{h}"))), 0..3),
+        members in prop::collection::btree_set(any_member(), 0..8),
     ) -> Tables {
-        Tables { rules, hairpin, node_port_addresses: node }
+        Tables { rules, members }
     }
 }
 
@@ -75,7 +100,8 @@ fn any_held() -> impl Strategy<Value = Held> {
             let mut held = loaded(&tables);
             for (number, index) in holes {
                 if held.entries.contains_key(&frontend(number)) {
-                    held.set_backend(frontend(number), index, None);
+                    let frontend = frontend(number);
+                    held.set_backend(Slot { frontend, index }, None);
                 }
             }
             held
@@ -95,13 +121,48 @@ proptest! {
 
     #[test]
     fn comparing_what_was_touched_gives_what_comparing_all_gives(before in any_tables(), after in any_tables()) {
+        // What no front end and no endpoint brings is in no scope but all.
+        let of_node = |member: &Member| matches!(member, Member::NodePortAddress(_) | Member::PodNetwork(_));
+        let mut after = after;
+        after.members.retain(|member| !of_node(member));
+        after.members.extend(before.members.iter().copied().filter(of_node));
         let held = loaded(&before);
+        let members = || before.members.iter().chain(&after.members).copied();
+        let frontends = before.rules.keys().chain(after.rules.keys()).copied();
         let touched = Touched {
-            frontends: before.rules.keys().chain(after.rules.keys()).copied().collect(),
-            endpoints_here: before.hairpin.union(&after.hairpin).copied().collect(),
-            node: true,
+            frontends: frontends
+                .chain(members().filter_map(|member| match member {
+                    Member::Guarded(f) | Member::AllowedSource(f, _) => Some(f),
+                    Member::ClusterIp(ip) => Some(Frontend::Address {
+                        ip,
+                        protocol: crate::model::Protocol::Udp,
+                        port: port(1),
+                    }),
+                    _ => None,
+                }))
+                .collect(),
+            endpoints_here: members()
+                .filter_map(|member| match member {
+                    Member::Hairpin(ip) => Some(ip),
+                    _ => None,
+                })
+                .collect(),
+            everything: false,
         };
-        prop_assert_eq!(diff(&held, &after, &Scope::Touched(touched)), diff(&held, &after, &Scope::All));
+        let of_change = |change: &Change<Member, ()>| change.key;
+        let sorted = |mut delta: Delta| {
+            delta.members.sort_by_key(of_change);
+            delta.rules.sort_by_key(|change| change.key);
+            delta
+        };
+        let planned = Tables {
+            members: after.members.iter().copied().filter(|m| !of_node(m)).collect(),
+            ..after.clone()
+        };
+        prop_assert_eq!(
+            sorted(diff(&held, &planned, &Scope::Touched(touched))),
+            sorted(diff(&held, &after, &Scope::All))
+        );
     }
 
     #[test]
@@ -113,7 +174,12 @@ proptest! {
         let mut fewer = all.clone();
         fewer.remove(gone.index(all.len()));
         let tables = |backends: &[Backend]| {
-            let rule = Rule::Balance { masquerade: Masquerade::Always, backends: backends.to_vec() };
+            let rule = Rule::Balance(Balance {
+                policy: Policy::External,
+                backends: backends.to_vec(),
+                local: Vec::new(),
+                affinity: None,
+            });
             Tables { rules: [(frontend(1), rule)].into(), ..Tables::default() }
         };
         let delta = diff(&loaded(&tables(&all)), &tables(&fewer), &Scope::All);
@@ -140,7 +206,10 @@ fn a_back_end_that_stays_keeps_its_place() {
         &Scope::All,
     );
     let replaced = Change {
-        key: Slot::new(frontend(1), 0),
+        key: Slot {
+            frontend: frontend(1),
+            index: 0,
+        },
         from: Some(backend("10.1.0.1:80")),
         to: Some(backend("10.1.0.4:80")),
     };

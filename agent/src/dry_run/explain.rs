@@ -2,10 +2,11 @@
 //!
 //! Pure; lines of text, without what makes them comments.
 
+use crate::dataplane::nft::Detector;
 use crate::model::translate::Objects;
 use crate::model::translate::dns::{Unserved, Why, unserved};
 use crate::model::{Family, Frontend, Snapshot};
-use crate::plan::NodePortAddresses;
+use crate::plan::{NodePortAddresses, Policy, Rule};
 
 use super::Settings;
 
@@ -37,12 +38,15 @@ pub(super) fn heading(
             settings.node_name
         ));
     }
+    let detectors = &settings.skeleton.detector;
     if Family::ALL
         .iter()
-        .all(|family| settings.skeleton.pod_networks.get(*family).is_empty())
+        .all(|family| *detectors.get(*family) == Detector::None)
     {
         lines.push(
-            "No --cluster-cidr: nothing is masqueraded on its way to a ClusterIP.".to_owned(),
+            "No --cluster-cidr and no other --detect-local-mode: nothing is masqueraded on its way to a \
+             ClusterIP, and for externalTrafficPolicy: Local pods are like clients outside."
+                .to_owned(),
         );
     }
     let empty = snapshot
@@ -86,11 +90,39 @@ fn without_rules(Unserved { name, why }: &Unserved) -> Vec<String> {
     }
 }
 
+/// What happens to connections to a front end.
+pub(super) fn outcome(snapshot: &Snapshot, frontend: Frontend, rule: &Rule) -> String {
+    let endpoints = |count: usize| match count {
+        1 => "1 endpoint".to_owned(),
+        count => format!("{count} endpoints"),
+    };
+    let balance = match rule {
+        Rule::Reject => {
+            let why = no_endpoint(snapshot, frontend);
+            return format!("refused, no endpoint can serve it ({why})");
+        }
+        Rule::Drop => return "dropped, no endpoint is on this node (policy Local)".to_owned(),
+        Rule::Balance(balance) => balance,
+    };
+    let mut text = endpoints(balance.backends.len());
+    if balance.policy == Policy::ExternalLocal {
+        text += &match balance.local.len() {
+            0 => "; none for clients outside, since none is on this node (policy Local)".to_owned(),
+            count => format!("; {} for clients outside", endpoints(count)),
+        };
+    }
+    if let Some(timeout) = balance.affinity {
+        text += &format!("; a client keeps its own for {} s", timeout.seconds());
+    }
+    text
+}
+
 /// Why a front end has no endpoint.
-pub(super) fn no_endpoint(snapshot: &Snapshot, frontend: Frontend) -> String {
-    let Some((service, port)) = snapshot.owner(frontend) else {
+fn no_endpoint(snapshot: &Snapshot, frontend: Frontend) -> String {
+    let Some((service, claimed)) = snapshot.owner(frontend) else {
         return "no Service".to_owned();
     };
+    let port = claimed.port;
     let of_family = |address| Family::of(address) == frontend.family();
     let mut slices = 0;
     let mut ports = Vec::new();

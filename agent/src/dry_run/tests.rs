@@ -6,8 +6,10 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::dataplane::nft::Detector;
 use crate::model::PerFamily;
-use crate::plan::NodePortAddresses;
+use crate::plan::PodNetworks;
+use crate::testing::plan_config;
 
 fn objects() -> Objects {
     let service = |name: &str, spec: Value| {
@@ -74,12 +76,13 @@ fn run(objects: &Objects) -> DryRun {
     let settings = Settings {
         node_name: "node-1",
         plan: &PlanConfig {
-            node_port_addresses: NodePortAddresses::Primary,
+            pod_networks: PodNetworks::Fixed(vec!["10.1.0.0/16".parse().unwrap()]),
+            ..plan_config()
         },
         skeleton: &SkeletonConfig {
-            pod_networks: PerFamily {
-                v4: vec!["10.1.0.0/16".parse().unwrap()],
-                v6: vec![],
+            detector: PerFamily {
+                v4: Detector::Source,
+                v6: Detector::None,
             },
             masquerade_bit: 14,
         },
@@ -118,16 +121,18 @@ fn every_service_stands_under_its_name() {
         	10.1.0.4 . 10.1.0.4
         }
         add element ip proxyd node-port-addresses { 192.168.0.2 }
+        add element ip proxyd pod-networks { 10.1.0.0/16 }
 
         # default/idle, ClusterIP
         #   10.96.0.9:53 udp: refused, no endpoint can serve it (it has no EndpointSlice)
         add element ip proxyd no-endpoints { 10.96.0.9 . udp . 53 : goto send-reject }
+        add element ip proxyd cluster-ips { 10.96.0.9 }
 
         # default/web, NodePort
         #   10.96.0.1:80 tcp: 2 endpoints
         #   IPv4 node port 30080 tcp: 2 endpoints
         add element ip proxyd services { 10.96.0.1 . tcp . 80 : goto cluster-2 }
-        add element ip proxyd node-ports { tcp . 30080 : goto node-port-2 }
+        add element ip proxyd node-ports { tcp . 30080 : goto node-port-external-2 }
         add element ip proxyd endpoints {
         	10.96.0.1 . tcp . 80 . 0 : 10.1.0.1 . 8080,
         	10.96.0.1 . tcp . 80 . 1 : 10.1.0.2 . 8080
@@ -136,6 +141,7 @@ fn every_service_stands_under_its_name() {
         	tcp . 30080 . 0 : 10.1.0.1 . 8080,
         	tcp . 30080 . 1 : 10.1.0.2 . 8080
         }
+        add element ip proxyd cluster-ips { 10.96.0.1 }
 
         # default/web-2, ClusterIP
         #   10.96.0.1:80 tcp: not here, default/web was first and has it
@@ -152,7 +158,7 @@ fn the_skeleton_is_as_it_was() {
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd a5bc26e4e7b1e3ed"
+        	comment "proxyd 59d9c7b058566302"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
@@ -163,7 +169,7 @@ fn the_skeleton_is_as_it_was() {
         		typeof meta l4proto . th dport : verdict
         		counter
         	}
-        	# The endpoints, each under an index from 0 up.
+        	# The endpoints, each under an index: from 0 up on every node, from 32768 up on this one.
         	map endpoints {
         		typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport
         	}
@@ -179,6 +185,34 @@ fn the_skeleton_is_as_it_was() {
         		typeof meta l4proto . th dport : verdict
         		counter
         	}
+        	# Session affinity: who remembers the clients of a Service for how long, and whom they were sent to.
+        	map affinities {
+        		typeof ip daddr . meta l4proto . th dport : verdict
+        	}
+        	map node-port-affinities {
+        		typeof meta l4proto . th dport : verdict
+        	}
+        	map affinity {
+        		typeof ip saddr . ip daddr . meta l4proto . th dport : ip daddr . th dport
+        		size 131072
+        		flags dynamic,timeout
+        	}
+        	# Load-balancer addresses that only some sources may call.
+        	set guarded {
+        		typeof ip daddr . meta l4proto . th dport
+        	}
+        	set allowed-sources {
+        		typeof ip daddr . meta l4proto . th dport . ip saddr
+        		flags interval
+        	}
+        	# The addresses of Services, and the networks that they are allocated from.
+        	set cluster-ips {
+        		typeof ip daddr
+        	}
+        	set service-networks {
+        		typeof ip daddr
+        		flags interval
+        	}
         	# This node's addresses that have NodePorts.
         	set node-port-addresses {
         		typeof ip daddr
@@ -191,7 +225,6 @@ fn the_skeleton_is_as_it_was() {
         	set pod-networks {
         		typeof ip saddr
         		flags interval
-        		elements = { 10.1.0.0/16 }
         	}
 
         	chain nat-prerouting {
@@ -221,6 +254,34 @@ fn the_skeleton_is_as_it_was() {
         		masquerade fully-random
         	}
 
+        	# After the translation of the destination, before that of the source.
+        	chain filter-postrouting {
+        		type filter hook postrouting priority -150; policy accept;
+        		ct state new ct status dnat goto remember
+        	}
+        	chain remember {
+        		meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @affinities
+        		ct original ip daddr @node-port-addresses meta l4proto tcp meta l4proto . ct original proto-dst vmap @node-port-affinities
+        		meta l4proto udp ct original ip daddr . meta l4proto . ct original proto-dst vmap @affinities
+        		ct original ip daddr @node-port-addresses meta l4proto udp meta l4proto . ct original proto-dst vmap @node-port-affinities
+        		meta l4proto sctp ct original ip daddr . meta l4proto . ct original proto-dst vmap @affinities
+        		ct original ip daddr @node-port-addresses meta l4proto sctp meta l4proto . ct original proto-dst vmap @node-port-affinities
+        	}
+
+        	# Before any translation: sources that may not call an address.
+        	chain filter-prerouting {
+        		type filter hook prerouting priority -110; policy accept;
+        		ct state new goto guard
+        	}
+        	chain filter-output-guard {
+        		type filter hook output priority -110; policy accept;
+        		ct state new goto guard
+        	}
+        	chain guard {
+        		ip daddr . meta l4proto . th dport @guarded ip daddr . meta l4proto . th dport . ip saddr != @allowed-sources drop
+        	}
+
+        	# After the translation: what no Service took.
         	chain filter-input {
         		type filter hook input priority -110; policy accept;
         		ct state new goto refuse
@@ -230,12 +291,14 @@ fn the_skeleton_is_as_it_was() {
         		ct state new goto refuse
         	}
         	chain filter-output {
-        		type filter hook output priority -110; policy accept;
+        		type filter hook output priority -90; policy accept;
         		ct state new goto refuse
         	}
         	chain refuse {
         		ip daddr . meta l4proto . th dport vmap @no-endpoints
         		ip daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @no-endpoint-node-ports
+        		ip daddr @cluster-ips goto send-reject
+        		ip daddr @service-networks drop
         	}
         	chain send-reject {
         		meta l4proto tcp reject with tcp reset
@@ -245,6 +308,7 @@ fn the_skeleton_is_as_it_was() {
 
         # This node's addresses, and the endpoints that may run here
         add element ip proxyd node-port-addresses { 192.168.0.2 }
+        add element ip proxyd pod-networks { 10.1.0.0/16 }
     "#]].assert_eq(ip);
     assert_eq!(
         ip6.matches("ip6 daddr").count(),
@@ -262,12 +326,14 @@ fn the_order_of_input_does_not_change_a_byte() {
 }
 
 #[test]
-fn only_invalid_input_counts_as_such() {
+fn invalid_input_is_noted() {
     let notes = run(&objects()).notes;
-    assert_eq!(notes.iter().filter(|note| note.is_invalid()).count(), 1);
+    let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
     assert_eq!(
-        notes[0].to_string(),
-        "Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped"
+        notes,
+        [
+            "Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped"
+        ]
     );
 }
 

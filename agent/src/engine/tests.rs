@@ -8,12 +8,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::dataplane::recording::Recording;
 use crate::model::{Node, Parsed};
-use crate::plan::NodePortAddresses;
-use crate::testing::{any_event, endpoint, good, name, node_facts, service, slice};
+use crate::plan::PodNetworks;
+use crate::testing::{any_event, endpoint, good, name, node_facts, plan_config, service, slice};
 
 fn engine() -> Engine {
     Engine::new(PlanConfig {
-        node_port_addresses: NodePortAddresses::Primary,
+        pod_networks: PodNetworks::OfNode,
+        ..plan_config()
     })
 }
 
@@ -38,9 +39,10 @@ fn sync(engine: &mut Engine, dataplane: &mut Recording) {
 fn held(dataplane: &Recording) -> PerFamily<Held> {
     PerFamily::from_fn(|family| {
         let mut held = dataplane.held.get(family).clone();
-        held.entries
-            .values_mut()
-            .for_each(|entry| entry.slots.sort());
+        held.entries.values_mut().for_each(|entry| {
+            entry.slots.sort();
+            entry.local.sort();
+        });
         held
     })
 }
@@ -48,8 +50,8 @@ fn held(dataplane: &Recording) -> PerFamily<Held> {
 #[test]
 fn nothing_is_written_before_everything_was_heard_of() {
     let [services, slices] = lists(&[service("web", &["10.96.0.1"])], &[]);
-    let [node, addresses] = node_facts();
-    let events = [services, slices, node, addresses];
+    let [node, cidrs, addresses] = node_facts();
+    let events = [services, slices, node, cidrs, addresses];
     for left_out in 0..events.len() {
         let mut engine = engine();
         let mut dataplane = Recording::default();
@@ -114,7 +116,7 @@ fn what_a_refused_commit_carried_is_not_lost() {
 fn what_is_listed_together_is_committed_together() {
     let mut engine = engine();
     let mut dataplane = Recording::default();
-    let [_, addresses] = node_facts();
+    let [.., addresses] = node_facts();
     let mut all = |port_name: &str| {
         let mut service = service("a", &["10.96.0.1"]);
         let mut slice = slice("a-1", "a", &[endpoint("10.1.0.1")]);
@@ -123,6 +125,7 @@ fn what_is_listed_together_is_committed_together() {
         engine.handle(Event::AllListed {
             services: vec![good(&service, &service.name)],
             slices: vec![good(&slice, &slice.name)],
+            service_cidrs: Vec::new(),
             node: None,
             whole: true,
         });
@@ -154,11 +157,12 @@ fn while_input_is_missing_nothing_that_is_held_changes() {
     let before = held(&dataplane);
 
     // After a restart the Service b and the slice of a cannot be read; c is new.
-    let [_, addresses] = node_facts();
+    let [.., addresses] = node_facts();
     let listed = |services: &[crate::model::Service], slices: &[crate::model::Slice], whole| {
         Event::AllListed {
             services: services.iter().map(|s| good(s, &s.name)).collect(),
             slices: slices.iter().map(|s| good(s, &s.name)).collect(),
+            service_cidrs: Vec::new(),
             node: None,
             whole,
         }
@@ -177,6 +181,8 @@ fn while_input_is_missing_nothing_that_is_held_changes() {
     now.v4
         .entries
         .retain(|frontend, _| before.v4.entries.contains_key(frontend));
+    assert!(now.v4.members.is_superset(&before.v4.members));
+    now.v4.members.clone_from(&before.v4.members);
     assert_eq!(now, before);
     assert_eq!(dataplane.held.v4.entries.len(), 3, "what is new is served");
 
@@ -212,7 +218,11 @@ fn a_restart_writes_only_what_differs() {
         .iter()
         .map(|(_, delta)| delta.len())
         .collect();
-    assert_eq!(changes, [1], "one Service went while nobody watched");
+    assert_eq!(
+        changes,
+        [2],
+        "one Service and its ClusterIP went while nobody watched"
+    );
 }
 
 #[test]
@@ -236,6 +246,7 @@ fn an_object_that_becomes_ignored_loses_its_rules() {
 struct World {
     services: BTreeMap<ObjectName, crate::model::Service>,
     slices: BTreeMap<ObjectName, crate::model::Slice>,
+    service_cidrs: BTreeMap<ObjectName, crate::model::ServiceCidr>,
     node: Option<Node>,
     addresses: BTreeSet<IpAddr>,
 }
@@ -263,14 +274,23 @@ impl World {
             }
             Event::SliceApplied(parsed) => put(&mut self.slices, parsed),
             Event::SliceDeleted(name) => drop(self.slices.remove(&name)),
+            Event::ServiceCidrsListed(list) => {
+                self.service_cidrs.clear();
+                list.into_iter()
+                    .for_each(|parsed| put(&mut self.service_cidrs, parsed));
+            }
+            Event::ServiceCidrApplied(parsed) => put(&mut self.service_cidrs, parsed),
+            Event::ServiceCidrDeleted(name) => drop(self.service_cidrs.remove(&name)),
             Event::AllListed {
                 services,
                 slices,
+                service_cidrs,
                 node,
                 whole: _,
             } => {
                 self.handle(Event::ServicesListed(services));
                 self.handle(Event::SlicesListed(slices));
+                self.handle(Event::ServiceCidrsListed(service_cidrs));
                 self.handle(Event::NodeChanged(node));
             }
             Event::NodeChanged(node) => self.node = node,
@@ -284,11 +304,13 @@ impl World {
         let slices: Vec<_> = self.slices.values().cloned().collect();
         let mut engine = engine();
         handle(&mut engine, lists(&services, &slices));
-        let node = Event::NodeChanged(self.node.clone());
-        handle(
-            &mut engine,
-            [node, Event::HostAddressesChanged(self.addresses.clone())],
-        );
+        let cidrs = self.service_cidrs.values();
+        let facts = [
+            Event::NodeChanged(self.node.clone()),
+            Event::ServiceCidrsListed(cidrs.map(|c| good(c, &c.name)).collect()),
+            Event::HostAddressesChanged(self.addresses.clone()),
+        ];
+        handle(&mut engine, facts);
         let mut dataplane = Recording::default();
         sync(&mut engine, &mut dataplane);
         dataplane

@@ -29,7 +29,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// Its first address; the others have no meaning.
     pub address: IpAddr,
@@ -41,6 +41,17 @@ pub struct Endpoint {
     pub serving: bool,
     /// It is being shut down.
     pub terminating: bool,
+    /// Who should use it, if the slice says so. Boxed since most do not.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Who should use an endpoint (KEP-2433, KEP-3015).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Whether `forNodes` names this node; `None` if it names none.
+    pub this_node: Option<bool>,
+    /// The zones in `forZones`.
+    pub zones: Box<[Box<str>]>,
 }
 
 /// Where an endpoint runs, as seen from this node.

@@ -9,13 +9,17 @@ mod name;
 mod node;
 mod parsed;
 mod service;
+mod service_cidr;
 mod snapshot;
 pub mod translate;
 
 pub use address::{Family, PerFamily, Port, Protocol};
-pub use endpoint::{Endpoint, Place, Slice, SlicePort};
+pub use endpoint::{Endpoint, Hints, Place, Slice, SlicePort};
 pub use name::ObjectName;
 pub use node::Node;
-pub use parsed::{Complaint, Fault, Parsed};
-pub use service::{Frontend, Service, ServicePort, ServiceType};
+pub use parsed::{Complaint, Parsed};
+pub use service::{
+    AffinityTimeout, Claimed, Exposure, Frontend, Service, ServicePort, ServiceType, TrafficPolicy,
+};
+pub use service_cidr::ServiceCidr;
 pub use snapshot::{Scope, Snapshot, Touched};

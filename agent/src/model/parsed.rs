@@ -30,37 +30,16 @@ impl<T> Parsed<T> {
 /// One field of an object that costs itself, and nothing else.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Complaint {
-    /// Whose fault it is.
-    pub fault: Fault,
     /// The field, as a path such as `spec.ports[0].port`.
     pub field: String,
     /// What is wrong and what follows.
     pub reason: String,
 }
 
-/// Whose fault it is that a field is not served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    /// The object's: no API server would have accepted it.
-    Invalid,
-    /// proxyd's: this version does not act on the field yet.
-    NotYet,
-}
-
 impl Complaint {
     /// A field that is wrong.
-    pub(crate) fn invalid(field: impl Into<String>, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self {
-            fault: Fault::Invalid,
-            field: field.into(),
-            reason: reason.into(),
-        }
-    }
-
-    /// A field that this version of proxyd does not act on.
-    pub(crate) fn not_yet(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self {
-            fault: Fault::NotYet,
             field: field.into(),
             reason: reason.into(),
         }

@@ -6,7 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{Family, Frontend, Node, ObjectName, PerFamily, Place, Service, ServicePort, Slice};
+use ipnet::IpNet;
+
+use super::{
+    Claimed, Exposure, Family, Frontend, Node, ObjectName, PerFamily, Place, Port, Protocol,
+    Service, ServiceCidr, Slice,
+};
 
 /// Services, EndpointSlices and node facts as they are now.
 #[derive(Debug, Default)]
@@ -20,7 +25,11 @@ pub struct Snapshot {
     endpoints_here: BTreeSet<(IpAddr, ObjectName)>,
     node: Option<Node>,
     host_addresses: BTreeSet<IpAddr>,
+    service_cidrs: BTreeMap<ObjectName, Vec<IpNet>>,
+    /// Services with a port for health checks.
+    health_checked: BTreeSet<ObjectName>,
     touched: PerFamily<Touched>,
+    health_touched: bool,
 }
 
 /// What a change may affect, in one family. Nothing else needs planning again.
@@ -30,8 +39,8 @@ pub struct Touched {
     pub frontends: BTreeSet<Frontend>,
     /// Addresses of endpoints that may have come to this node or left it.
     pub endpoints_here: BTreeSet<IpAddr>,
-    /// The addresses of this node changed.
-    pub node: bool,
+    /// A fact changed that anything may depend on: the Node, the machine's addresses, the ServiceCIDRs.
+    pub everything: bool,
 }
 
 /// How much of a family is planned and compared.
@@ -43,10 +52,12 @@ pub enum Scope {
     Touched(Touched),
 }
 
-/// A Service's claim to a front end. Orders the claims to one front end by who has it: the oldest Service.
+/// A Service's claim to a front end. Orders the claims to one front end by who has it: a Service whose ClusterIP
+/// it is, else the oldest Service.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Claim {
     frontend: Frontend,
+    is_outer: bool,
     created: i64,
     service: ObjectName,
 }
@@ -73,12 +84,13 @@ impl Snapshot {
             return;
         }
         self.remove_service(&service.name);
-        for (frontend, _) in service.frontends() {
-            self.claims.insert(Claim::new(frontend, &service));
-            self.touched
-                .get_mut(frontend.family())
-                .frontends
-                .insert(frontend);
+        for claimed in service.frontends() {
+            self.claims.insert(Claim::new(&claimed, &service));
+            touch(&mut self.touched, claimed.frontend);
+        }
+        if service.health_check_port.is_some() {
+            self.health_checked.insert(service.name.clone());
+            self.health_touched = true;
         }
         self.services.insert(service.name.clone(), service);
     }
@@ -88,13 +100,11 @@ impl Snapshot {
         let Some(service) = self.services.remove(name) else {
             return;
         };
-        for (frontend, _) in service.frontends() {
-            self.claims.remove(&Claim::new(frontend, &service));
-            self.touched
-                .get_mut(frontend.family())
-                .frontends
-                .insert(frontend);
+        for claimed in service.frontends() {
+            self.claims.remove(&Claim::new(&claimed, &service));
+            touch(&mut self.touched, claimed.frontend);
         }
+        self.health_touched |= self.health_checked.remove(name);
     }
 
     /// Takes a complete list of EndpointSlices in place of all that are known.
@@ -146,11 +156,34 @@ impl Snapshot {
                 .insert(address);
         }
         let service = self.services.get(&slice.service);
-        for (frontend, _) in service.into_iter().flat_map(Service::frontends) {
-            self.touched
-                .get_mut(frontend.family())
-                .frontends
-                .insert(frontend);
+        for claimed in service.into_iter().flat_map(Service::frontends) {
+            touch(&mut self.touched, claimed.frontend);
+        }
+        self.health_touched |= self.health_checked.contains(&slice.service);
+    }
+
+    /// Takes a complete list of ServiceCIDRs in place of all that are known.
+    pub fn set_service_cidrs(&mut self, listed: Vec<ServiceCidr>) {
+        let listed = listed.into_iter().map(|cidr| (cidr.name, cidr.networks));
+        let listed = listed.collect();
+        if self.service_cidrs != listed {
+            self.service_cidrs = listed;
+            self.touch_everything();
+        }
+    }
+
+    /// Adds a ServiceCIDR or changes it.
+    pub fn put_service_cidr(&mut self, cidr: ServiceCidr) {
+        if self.service_cidrs.get(&cidr.name) != Some(&cidr.networks) {
+            self.service_cidrs.insert(cidr.name, cidr.networks);
+            self.touch_everything();
+        }
+    }
+
+    /// Removes a ServiceCIDR, if it is known.
+    pub fn remove_service_cidr(&mut self, name: &ObjectName) {
+        if self.service_cidrs.remove(name).is_some() {
+            self.touch_everything();
         }
     }
 
@@ -158,7 +191,7 @@ impl Snapshot {
     pub fn set_node(&mut self, node: Option<Node>) {
         if self.node != node {
             self.node = node;
-            self.touch_node();
+            self.touch_everything();
         }
     }
 
@@ -166,19 +199,30 @@ impl Snapshot {
     pub fn set_host_addresses(&mut self, addresses: BTreeSet<IpAddr>) {
         if self.host_addresses != addresses {
             self.host_addresses = addresses;
-            self.touch_node();
+            self.touch_everything();
         }
     }
 
-    fn touch_node(&mut self) {
+    fn touch_everything(&mut self) {
         for family in Family::ALL {
-            self.touched.get_mut(family).node = true;
+            self.touched.get_mut(family).everything = true;
         }
     }
 
     /// What changed in a family since this was last asked.
     pub fn take_touched(&mut self, family: Family) -> Touched {
         std::mem::take(self.touched.get_mut(family))
+    }
+
+    /// Whether what load balancers are told may have changed since this was last asked.
+    pub fn take_health_touched(&mut self) -> bool {
+        std::mem::take(&mut self.health_touched)
+    }
+
+    /// The Services with a port for health checks.
+    pub fn health_checked(&self) -> impl Iterator<Item = &Service> {
+        let names = self.health_checked.iter();
+        names.filter_map(|name| self.services.get(name))
     }
 
     /// How many Services have rules.
@@ -201,26 +245,51 @@ impl Snapshot {
             .filter(move |frontend| last.replace(*frontend) != Some(*frontend))
     }
 
-    /// The Service that has a front end, and its port there.
-    pub fn owner(&self, frontend: Frontend) -> Option<(&Service, &ServicePort)> {
+    /// The Service that has a front end, and what it claims there.
+    pub fn owner(&self, frontend: Frontend) -> Option<(&Service, Claimed<'_>)> {
         let service = self.services.get(self.claimants(frontend).next()?)?;
-        let (_, port) = service
+        let claimed = service
             .frontends()
-            .find(|(claimed, _)| *claimed == frontend)?;
-        Some((service, port))
+            .find(|claimed| claimed.frontend == frontend)?;
+        Some((service, claimed))
     }
 
     /// The Services that claim a front end: first the one that has it, then those that do not get it.
     pub fn claimants(&self, frontend: Frontend) -> impl Iterator<Item = &ObjectName> {
-        let first = Claim {
-            frontend,
-            created: i64::MIN,
-            service: ObjectName::new("", ""),
-        };
         self.claims
-            .range(first..)
+            .range(Claim::first_of(frontend)..)
             .take_while(move |claim| claim.frontend == frontend)
             .map(|claim| &claim.service)
+    }
+
+    /// Whether an address is the ClusterIP of a Service.
+    pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        let first = Frontend::Address {
+            ip: address,
+            protocol: Protocol::Tcp,
+            port: Port::MIN,
+        };
+        self.claims
+            .range(Claim::first_of(first)..)
+            .map_while(|claim| match claim.frontend {
+                Frontend::Address { ip, .. } if ip == address => Some(!claim.is_outer),
+                _ => None,
+            })
+            .any(|is_cluster_ip| is_cluster_ip)
+    }
+
+    /// The ClusterIPs of all Services, some of them more than once.
+    pub fn cluster_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        let inner = self.claims.iter().filter(|claim| !claim.is_outer);
+        inner.filter_map(move |claim| match claim.frontend {
+            Frontend::Address { ip, .. } if Family::of(ip) == family => Some(ip),
+            _ => None,
+        })
+    }
+
+    /// The networks of all ServiceCIDRs.
+    pub fn service_networks(&self) -> impl Iterator<Item = &IpNet> {
+        self.service_cidrs.values().flatten()
     }
 
     /// The EndpointSlices of a Service, by name.
@@ -259,13 +328,29 @@ impl Snapshot {
 }
 
 impl Claim {
-    fn new(frontend: Frontend, service: &Service) -> Self {
+    fn new(claimed: &Claimed<'_>, service: &Service) -> Self {
         Self {
-            frontend,
+            frontend: claimed.frontend,
+            is_outer: claimed.exposure != Exposure::ClusterIp,
             created: service.created,
             service: service.name.clone(),
         }
     }
+
+    /// What no claim to a front end comes before.
+    fn first_of(frontend: Frontend) -> Self {
+        Self {
+            frontend,
+            is_outer: false,
+            created: i64::MIN,
+            service: ObjectName::new("", ""),
+        }
+    }
+}
+
+fn touch(touched: &mut PerFamily<Touched>, frontend: Frontend) {
+    let of_family = touched.get_mut(frontend.family());
+    of_family.frontends.insert(frontend);
 }
 
 fn addresses_here(slice: &Slice) -> impl Iterator<Item = IpAddr> {

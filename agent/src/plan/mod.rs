@@ -4,17 +4,18 @@
 //! later eBPF) turns [`Tables`] into its own maps. Each front end can be planned alone, so that a change costs
 //! what it touches; [`tables()`] with [`Scope::All`] is the same over all of them.
 
+mod health;
+mod members;
 mod select;
 mod tables;
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 
-pub use tables::{Backend, MAX_BACKENDS, Masquerade, Rule, Tables};
+pub use health::{ServiceHealth, service_health};
+pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 
-use crate::model::{Family, Frontend, Scope, Snapshot};
+use crate::model::{Exposure, Family, Frontend, Scope, Snapshot, TrafficPolicy};
+use select::Candidates;
 
 /// Which of the node's addresses have NodePorts (`--nodeport-addresses`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,79 +27,82 @@ pub enum NodePortAddresses {
     In(Vec<IpNet>),
 }
 
+/// Which sources are pods, where that is told by address. The data plane knows which detector is in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodNetworks {
+    /// These (`--cluster-cidr`).
+    Fixed(Vec<IpNet>),
+    /// The Node object's `podCIDRs`.
+    OfNode,
+}
+
 /// The settings that planning depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanConfig {
     /// Which addresses have NodePorts.
     pub node_port_addresses: NodePortAddresses,
+    /// Which sources are pods.
+    pub pod_networks: PodNetworks,
+    /// Whether everything that goes to a ClusterIP is masqueraded (`--masquerade-all`).
+    pub masquerade_all: bool,
 }
 
 /// Plans a family, or the part of it that is in scope. What is in scope and absent from the result is to go.
 pub fn tables(snapshot: &Snapshot, config: &PlanConfig, family: Family, scope: &Scope) -> Tables {
-    let planned = |frontend| Some((frontend, rule(snapshot, frontend)?));
-    let node_port_addresses = || node_port_addresses(snapshot, config, family);
+    let planned = |frontend| Some((frontend, rule(snapshot, config, frontend)?));
     match scope {
         Scope::All => Tables {
             rules: snapshot.frontends(family).filter_map(planned).collect(),
-            hairpin: snapshot.endpoints_here(family).collect(),
-            node_port_addresses: node_port_addresses(),
+            members: members::all(snapshot, config, family).collect(),
         },
-        Scope::Touched(touched) => {
-            let here = touched.endpoints_here.iter().copied();
-            let here = here.filter(|address| snapshot.is_endpoint_here(*address));
-            Tables {
-                rules: touched
-                    .frontends
-                    .iter()
-                    .copied()
-                    .filter_map(planned)
-                    .collect(),
-                hairpin: here.collect(),
-                node_port_addresses: touched.node.then(node_port_addresses).unwrap_or_default(),
-            }
-        }
+        Scope::Touched(touched) => Tables {
+            rules: touched
+                .frontends
+                .iter()
+                .copied()
+                .filter_map(planned)
+                .collect(),
+            members: members::touched(snapshot, touched).collect(),
+        },
     }
 }
 
 /// Plans one front end; `None` if no Service claims it.
-pub fn rule(snapshot: &Snapshot, frontend: Frontend) -> Option<Rule> {
-    let (service, port) = snapshot.owner(frontend)?;
-    let backends = select::backends(snapshot.slices_of(&service.name), port, frontend.family());
-    if backends.is_empty() {
+pub fn rule(snapshot: &Snapshot, config: &PlanConfig, frontend: Frontend) -> Option<Rule> {
+    let (service, claimed) = snapshot.owner(frontend)?;
+    let slices = snapshot.slices_of(&service.name);
+    let candidates = Candidates::of(slices, claimed.port, frontend.family());
+    let zone = snapshot.node().and_then(|node| node.zone.as_deref());
+    let everywhere = candidates.everywhere(zone);
+    if everywhere.is_empty() {
         return Some(Rule::Reject);
     }
-    let masquerade = match frontend {
-        Frontend::Address { .. } => Masquerade::OutsidePods,
-        Frontend::NodePort { .. } => Masquerade::Always,
+    let (policy, backends, local) = if claimed.exposure == Exposure::ClusterIp {
+        let policy = if config.masquerade_all {
+            Policy::External
+        } else {
+            Policy::Cluster
+        };
+        let backends = match service.internal_policy {
+            TrafficPolicy::Cluster => everywhere,
+            TrafficPolicy::Local => candidates.here(),
+        };
+        (policy, backends, Vec::new())
+    } else {
+        match service.external_policy {
+            TrafficPolicy::Cluster => (Policy::External, everywhere, Vec::new()),
+            TrafficPolicy::Local => (Policy::ExternalLocal, everywhere, candidates.here()),
+        }
     };
-    Some(Rule::Balance {
-        masquerade,
-        backends,
-    })
-}
-
-/// The addresses of this node that have NodePorts. A Node's addresses that are not on the machine do no
-/// harm: the rules also ask the routing table whether an address is local.
-fn node_port_addresses(
-    snapshot: &Snapshot,
-    config: &PlanConfig,
-    family: Family,
-) -> BTreeSet<IpAddr> {
-    let of_family = |address: &&IpAddr| Family::of(**address) == family;
-    let host = snapshot.host_addresses().iter().filter(of_family).copied();
-    match (&config.node_port_addresses, snapshot.node()) {
-        (NodePortAddresses::In(networks), _) => host
-            .filter(|address| networks.iter().any(|net| net.contains(address)))
-            .collect(),
-        (NodePortAddresses::Primary, Some(node)) => node
-            .addresses
-            .iter()
-            .find(of_family)
-            .copied()
-            .into_iter()
-            .collect(),
-        (NodePortAddresses::Primary, None) => host.collect(),
+    if backends.is_empty() {
+        return Some(Rule::Drop);
     }
+    Some(Rule::Balance(Balance {
+        policy,
+        backends,
+        local,
+        affinity: service.affinity,
+    }))
 }
 
 #[cfg(test)]

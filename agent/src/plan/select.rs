@@ -1,52 +1,115 @@
-//! Which endpoints take a front end's new connections.
+//! Which endpoints take a front end's new connections: readiness, topology, traffic policy.
 
-use crate::model::{Endpoint, Family, ServicePort, Slice};
+use crate::model::{Endpoint, Family, Place, ServicePort, Slice};
 
 use super::{Backend, tables::MAX_BACKENDS};
 
-/// The back ends of a Service port in one family, sorted, each once: the ready ones, or, if none is, those
-/// that still serve while they terminate (KEP-1669).
-pub(super) fn backends<'a>(
-    slices: impl Iterator<Item = &'a Slice>,
-    port: &ServicePort,
-    family: Family,
-) -> Vec<Backend> {
-    let candidates: Vec<(&Endpoint, Backend)> = slices
-        .flat_map(|slice| {
-            let joined = slice
-                .ports
-                .iter()
-                .filter(|p| p.name == port.name && p.protocol == port.protocol);
-            joined.flat_map(|p| {
-                slice
-                    .endpoints
+/// The endpoints behind a Service port in one family, by back end and each once.
+pub(super) struct Candidates<'a>(Vec<(Backend, &'a Endpoint)>);
+
+impl<'a> Candidates<'a> {
+    /// Joins a Service port with the ports of its slices, by name and protocol. Of an address and port that is
+    /// there twice one counts that does not terminate, if there is one (kube-proxy's `endpointslicecache`).
+    pub(super) fn of(
+        slices: impl Iterator<Item = &'a Slice>,
+        port: &ServicePort,
+        family: Family,
+    ) -> Self {
+        let mut candidates: Vec<(Backend, &Endpoint)> = slices
+            .flat_map(|slice| {
+                let joined = slice
+                    .ports
                     .iter()
-                    .map(move |endpoint| (endpoint, p.port))
+                    .filter(|p| p.name == port.name && p.protocol == port.protocol);
+                joined.flat_map(|p| slice.endpoints.iter().map(move |e| (e, p.port)))
             })
-        })
-        .filter(|(endpoint, _)| Family::of(endpoint.address) == family)
-        .map(|(endpoint, port)| {
-            (
-                endpoint,
-                Backend {
-                    ip: endpoint.address,
-                    port,
-                },
-            )
-        })
-        .collect();
-    let pick = |wanted: fn(&Endpoint) -> bool| {
-        let wanted = candidates.iter().filter(|(endpoint, _)| wanted(endpoint));
-        let mut backends: Vec<Backend> = wanted.map(|(_, backend)| *backend).collect();
-        backends.sort_unstable();
-        backends.dedup();
-        backends.truncate(MAX_BACKENDS);
-        backends
-    };
-    let ready = pick(|endpoint| endpoint.ready);
-    if ready.is_empty() {
-        pick(|endpoint| endpoint.serving && endpoint.terminating)
-    } else {
-        ready
+            .filter(|(endpoint, _)| Family::of(endpoint.address) == family)
+            .map(|(endpoint, port)| {
+                let ip = endpoint.address;
+                (Backend { ip, port }, endpoint)
+            })
+            .collect();
+        candidates.sort_by_key(|(backend, endpoint)| (*backend, endpoint.terminating));
+        candidates.dedup_by_key(|(backend, _)| *backend);
+        Self(candidates)
+    }
+
+    /// Endpoints on every node: the ready ones that the slices' hints allow, or, if none is ready, those that
+    /// still serve while they terminate (KEP-1669).
+    pub(super) fn everywhere(&self, zone: Option<&str>) -> Vec<Backend> {
+        let ready = || self.0.iter().filter(|(_, endpoint)| endpoint.ready);
+        let topology = Topology::of(ready().map(|(_, endpoint)| *endpoint), zone);
+        let allowed = |endpoint: &Endpoint| endpoint.ready && topology.allows(endpoint, zone);
+        self.pick(allowed, |_| true)
+    }
+
+    /// Endpoints on this node: the ready ones, or, if none is ready, those that still serve while they
+    /// terminate. Hints do not count here.
+    pub(super) fn here(&self) -> Vec<Backend> {
+        let is_here = |endpoint: &Endpoint| endpoint.place == Place::Here;
+        self.pick(|endpoint| endpoint.ready && is_here(endpoint), is_here)
+    }
+
+    /// Endpoints that answer: a flow to one of them goes on, though it may take no new ones.
+    pub(super) fn serving(&self) -> impl Iterator<Item = Backend> {
+        let serving = self.0.iter().filter(|(_, endpoint)| endpoint.serving);
+        serving.map(|(backend, _)| *backend)
+    }
+
+    /// The wanted ones, or, if there is none, those of a place that serve while they terminate.
+    fn pick(
+        &self,
+        wanted: impl Fn(&Endpoint) -> bool,
+        in_place: impl Fn(&Endpoint) -> bool,
+    ) -> Vec<Backend> {
+        let filter = |keep: &dyn Fn(&Endpoint) -> bool| -> Vec<Backend> {
+            let kept = self.0.iter().filter(|(_, endpoint)| keep(endpoint));
+            kept.map(|(backend, _)| *backend)
+                .take(MAX_BACKENDS)
+                .collect()
+        };
+        let ready = filter(&wanted);
+        if ready.is_empty() {
+            filter(&|e| e.serving && e.terminating && in_place(e))
+        } else {
+            ready
+        }
+    }
+}
+
+/// Whose endpoints are preferred (`trafficDistribution`, as the slices' hints have it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Topology {
+    SameNode,
+    SameZone,
+    Any,
+}
+
+impl Topology {
+    /// Hints count only if every ready endpoint has them and one is for this node, or else for its zone.
+    fn of<'a>(ready: impl Iterator<Item = &'a Endpoint> + Clone, zone: Option<&str>) -> Self {
+        let all_have = |has: fn(&Endpoint) -> bool| ready.clone().all(has);
+        let one_is = |topology: Self| ready.clone().any(|e| topology.allows(e, zone));
+        let for_nodes = |e: &Endpoint| e.hints.as_ref().is_some_and(|h| h.this_node.is_some());
+        let for_zones = |e: &Endpoint| e.hints.as_ref().is_some_and(|h| !h.zones.is_empty());
+        if all_have(for_nodes) && one_is(Self::SameNode) {
+            Self::SameNode
+        } else if all_have(for_zones) && one_is(Self::SameZone) {
+            Self::SameZone
+        } else {
+            Self::Any
+        }
+    }
+
+    fn allows(self, endpoint: &Endpoint, zone: Option<&str>) -> bool {
+        let hints = endpoint.hints.as_deref();
+        match self {
+            Self::SameNode => hints.and_then(|hints| hints.this_node) == Some(true),
+            Self::SameZone => {
+                let in_zone = |zones: &[Box<str>]| zones.iter().any(|z| Some(&**z) == zone);
+                hints.is_some_and(|hints| in_zone(&hints.zones))
+            }
+            Self::Any => true,
+        }
     }
 }

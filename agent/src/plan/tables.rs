@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::model::{Frontend, Port};
+use ipnet::IpNet;
 
-/// The most back ends that one front end can have; more are left out.
+use crate::model::{AffinityTimeout, Frontend, Port};
+
+/// The most back ends that one front end can have in each of its lists; more are left out.
 ///
-/// A back end is picked by a 16-bit index whose upper half is kept for a second list under the same key.
+/// A back end is picked by a 16-bit index: the lower half is for endpoints on every node, the upper for those here.
 pub const MAX_BACKENDS: usize = 32_768;
 
 /// Everything that is planned for one family.
@@ -16,33 +18,98 @@ pub const MAX_BACKENDS: usize = 32_768;
 pub struct Tables {
     /// What happens to new connections to each front end.
     pub rules: BTreeMap<Frontend, Rule>,
-    /// Endpoints that may run on this node: one that reaches itself through a Service is masqueraded.
-    pub hairpin: BTreeSet<IpAddr>,
-    /// The addresses of this node that have NodePorts.
-    pub node_port_addresses: BTreeSet<IpAddr>,
+    /// What the rules look up beside the front ends.
+    pub members: BTreeSet<Member>,
 }
 
 /// What happens to new connections to a front end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rule {
-    /// They go to one of the back ends, each as likely as the others.
-    Balance {
-        /// Which of them are masqueraded.
-        masquerade: Masquerade,
-        /// The back ends, sorted and each once; at least one, at most [`MAX_BACKENDS`].
-        backends: Vec<Backend>,
-    },
+    /// They go to a back end.
+    Balance(Balance),
+    /// They are dropped: endpoints exist, but the policy allows none of them.
+    Drop,
     /// They are refused at once: no endpoint can take them.
     Reject,
 }
 
-/// Which connections get an address of the node as their source.
+/// Connections go to one of the back ends, each as likely as the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balance {
+    /// Who gets which back ends, and whose source is masqueraded.
+    pub policy: Policy,
+    /// The back ends, sorted and each once; at least one, at most [`MAX_BACKENDS`].
+    pub backends: Vec<Backend>,
+    /// The back ends for clients outside the cluster with [`Policy::ExternalLocal`], in the same way; none: their
+    /// connections are dropped.
+    pub local: Vec<Backend>,
+    /// How long a client keeps its back end.
+    pub affinity: Option<AffinityTimeout>,
+}
+
+/// Who gets which back ends of a front end, and whose source is masqueraded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Masquerade {
-    /// Those that do not come from a pod of this cluster, if it is known which do.
-    OutsidePods,
-    /// All.
-    Always,
+pub enum Policy {
+    /// All get all; who is not a pod is masqueraded, if it is known which sources are pods.
+    Cluster,
+    /// All get all, and are masqueraded.
+    External,
+    /// Clients outside get the local ones and keep their source; pods get all and keep theirs; this node gets
+    /// all and is masqueraded (`externalTrafficPolicy: Local` with its short circuits).
+    ExternalLocal,
+}
+
+/// An entry of a set that the rules look up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Member {
+    /// An endpoint that may run on this node: one that reaches itself through a Service is masqueraded.
+    Hairpin(IpAddr),
+    /// An address of this node that has NodePorts.
+    NodePortAddress(IpAddr),
+    /// The ClusterIP of a Service: ports that it does not have are refused.
+    ClusterIp(IpAddr),
+    /// A network of ServiceCIDRs: addresses that no Service has are dropped. These do not overlap.
+    ServiceNetwork(IpNet),
+    /// A network of pods, for detectors that go by address. These do not overlap.
+    PodNetwork(IpNet),
+    /// A front end that only some sources may call.
+    Guarded(Frontend),
+    /// Sources that may call a guarded front end. Those of one front end do not overlap.
+    AllowedSource(Frontend, IpNet),
+}
+
+impl Member {
+    /// Those of a set that come from some front ends.
+    pub fn of_frontends<'a>(
+        members: &'a BTreeSet<Self>,
+        frontends: &'a BTreeSet<Frontend>,
+    ) -> impl Iterator<Item = Self> + 'a {
+        let addresses: BTreeSet<IpAddr> = frontends.iter().filter_map(Frontend::address).collect();
+        let cluster_ips = addresses.into_iter().map(Self::ClusterIp);
+        let guarded = frontends.iter().copied().map(Self::Guarded);
+        let single = cluster_ips.chain(guarded);
+        let sources = frontends.iter().flat_map(|frontend| {
+            let first = IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0);
+            let last = IpNet::new_assert(Ipv6Addr::from([0xff; 16]).into(), 128);
+            let of = |network| Self::AllowedSource(*frontend, network);
+            members.range(of(first)..=of(last)).copied()
+        });
+        single
+            .filter(|member| members.contains(member))
+            .chain(sources)
+    }
+}
+
+impl Tables {
+    /// The part that comes from some front ends.
+    pub fn part(&self, frontends: &BTreeSet<Frontend>) -> Self {
+        let rules = frontends.iter();
+        let rules = rules.filter_map(|f| Some((*f, self.rules.get(f)?.clone())));
+        Self {
+            rules: rules.collect(),
+            members: Member::of_frontends(&self.members, frontends).collect(),
+        }
+    }
 }
 
 /// The address and port that a connection is sent to.

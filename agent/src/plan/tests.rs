@@ -2,9 +2,13 @@
 
 use proptest::prelude::*;
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::model::{Endpoint, Port, Protocol, Service, Slice};
-use crate::testing::{any_service, any_slice, backend, endpoint, ip, port, service, slice};
+use crate::testing::{
+    any_service, any_slice, backend, endpoint, ip, plan_config, port, service, slice,
+};
 
 fn snapshot(services: &[Service], slices: &[Slice]) -> Snapshot {
     let mut snapshot = Snapshot::default();
@@ -26,9 +30,9 @@ fn address(text: &str, number: u16) -> Frontend {
 }
 
 fn backends(snapshot: &Snapshot, frontend: Frontend) -> Vec<Backend> {
-    match rule(snapshot, frontend) {
-        Some(Rule::Balance { backends, .. }) => backends,
-        Some(Rule::Reject) => Vec::new(),
+    match rule(snapshot, &plan_config(), frontend) {
+        Some(Rule::Balance(balance)) => balance.backends,
+        Some(Rule::Drop | Rule::Reject) => Vec::new(),
         None => panic!("no Service claims {frontend}"),
     }
 }
@@ -39,7 +43,7 @@ fn a_service_port_goes_to_the_slice_port_of_its_name() {
     web.ports[0].name = "metrics".into();
     let snapshot = snapshot(&[web], &[slice("web-1", "web", &[endpoint("10.1.0.1")])]);
     assert_eq!(
-        rule(&snapshot, address("10.96.0.1", 80)),
+        rule(&snapshot, &plan_config(), address("10.96.0.1", 80)),
         Some(Rule::Reject)
     );
 }
@@ -105,9 +109,17 @@ fn a_terminating_endpoint_serves_only_while_none_is_ready() {
         let expected: Vec<Backend> = expected.iter().map(|text| backend(text)).collect();
         assert_eq!(backends(&snapshot, address("10.96.0.1", 80)), expected);
     };
-    check(&[leaving, starting, gone], &["10.1.0.1:8080"]);
     check(
-        &[leaving, starting, gone, endpoint("10.1.0.4")],
+        &[leaving.clone(), starting.clone(), gone.clone()],
+        &["10.1.0.1:8080"],
+    );
+    check(
+        &[
+            leaving,
+            starting.clone(),
+            gone.clone(),
+            endpoint("10.1.0.4"),
+        ],
         &["10.1.0.4:8080"],
     );
     check(&[starting, gone], &[]);
@@ -141,30 +153,32 @@ fn node_ports_are_at_the_addresses_that_the_flag_names() {
     let planned = |snapshot: &Snapshot, config: NodePortAddresses| {
         let config = PlanConfig {
             node_port_addresses: config,
+            ..plan_config()
         };
-        Family::ALL.map(|family| tables(snapshot, &config, family, &Scope::All).node_port_addresses)
+        Family::ALL.map(|family| members::node_port_addresses(snapshot, &config, family))
     };
     let inside = NodePortAddresses::In(vec!["192.168.0.0/16".parse().unwrap()]);
     let everywhere = [
-        ["10.9.0.1", "192.168.0.2"].map(ip).into(),
-        [ip("fd00::2")].into(),
+        ["10.9.0.1", "192.168.0.2"].map(ip).to_vec(),
+        vec![ip("fd00::2")],
     ];
     assert_eq!(planned(&snapshot, NodePortAddresses::Primary), everywhere);
     assert_eq!(
         planned(&snapshot, inside.clone()),
-        [[ip("192.168.0.2")].into(), [].into()]
+        [vec![ip("192.168.0.2")], vec![]]
     );
 
     let addresses = ["192.168.0.2", "192.168.0.3", "fd00::7"].map(ip).into();
     snapshot.set_node(Some(crate::model::Node {
         name: "node-1".into(),
         addresses,
+        ..crate::model::Node::default()
     }));
-    let primary = [[ip("192.168.0.2")].into(), [ip("fd00::7")].into()];
+    let primary = [vec![ip("192.168.0.2")], vec![ip("fd00::7")]];
     assert_eq!(planned(&snapshot, NodePortAddresses::Primary), primary);
     assert_eq!(
         planned(&snapshot, inside),
-        [[ip("192.168.0.2")].into(), [].into()]
+        [vec![ip("192.168.0.2")], vec![]]
     );
 }
 
@@ -179,17 +193,34 @@ fn a_node_port_claims_each_family_of_its_service() {
         port,
     };
     assert_eq!(
-        rule(&snapshot, node_port(Family::V4, port(30080))),
-        Some(Rule::Balance {
-            masquerade: Masquerade::Always,
-            backends: vec![backend("10.1.0.1:8080")]
-        })
+        rule(
+            &snapshot,
+            &plan_config(),
+            node_port(Family::V4, port(30080))
+        ),
+        Some(Rule::Balance(Balance {
+            policy: Policy::External,
+            backends: vec![backend("10.1.0.1:8080")],
+            local: vec![],
+            affinity: None,
+        }))
     );
     assert_eq!(
-        rule(&snapshot, node_port(Family::V6, port(30080))),
+        rule(
+            &snapshot,
+            &plan_config(),
+            node_port(Family::V6, port(30080))
+        ),
         Some(Rule::Reject)
     );
-    assert_eq!(rule(&snapshot, node_port(Family::V4, port(30081))), None);
+    assert_eq!(
+        rule(
+            &snapshot,
+            &plan_config(),
+            node_port(Family::V4, port(30081))
+        ),
+        None
+    );
 }
 
 proptest! {
@@ -198,7 +229,7 @@ proptest! {
         (services, shuffled_services) in prop::collection::vec(any_service(), 0..6).prop_flat_map(shuffled),
         (slices, shuffled_slices) in prop::collection::vec(any_slice(), 0..8).prop_flat_map(shuffled),
     ) {
-        let config = PlanConfig { node_port_addresses: NodePortAddresses::Primary };
+        let config = plan_config();
         let mut other = Snapshot::default();
         shuffled_slices.into_iter().for_each(|slice| other.put_slice(slice));
         shuffled_services.into_iter().for_each(|service| other.put_service(service));

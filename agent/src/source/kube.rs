@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::runtime::utils::Backoff as _;
@@ -27,6 +28,9 @@ use crate::model::{ObjectName, Parsed};
 
 /// The field selector that leaves headless Services out.
 const NOT_HEADLESS: &str = "spec.clusterIP!=None";
+
+/// The resource of ServiceCIDRs (Kubernetes 1.33).
+const SERVICE_CIDRS: &str = "servicecidrs";
 
 /// How long the API server may be silent before a request is given up and made anew.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -106,15 +110,27 @@ pub async fn client(
 pub async fn list_once(client: &Client, node_name: &str) -> Result<Objects, KubeError> {
     let of_node = ListParams::default().fields(&format!("metadata.name={node_name}"));
     let everything = ListParams::default();
-    let (services, slices, nodes) = futures::try_join!(
+    let service_cidrs = async {
+        let listed = list(client, SERVICE_CIDRS, &everything).await;
+        Ok(listed.or_else(|error| match error {
+            KubeError::List {
+                source: kube::Error::Api(status),
+                ..
+            } if is_without(SERVICE_CIDRS, &status) => Ok(Vec::new()),
+            other => Err(other),
+        })?)
+    };
+    let (services, slices, nodes, service_cidrs) = futures::try_join!(
         list(client, "services", &everything),
         list(client, "endpointslices", &everything),
         list(client, "nodes", &of_node),
+        service_cidrs,
     )?;
     Ok(Objects {
         services,
         slices,
         nodes,
+        service_cidrs,
         endpoints: Vec::new(),
     })
 }
@@ -184,7 +200,25 @@ pub async fn watch(client: Client, node_name: String, send: impl Fn(Event) -> bo
                 deleted: |_| Event::NodeChanged(None),
             }
         ),
+        follow(
+            &client,
+            watcher::Config::default(),
+            send.clone(),
+            Kind {
+                what: SERVICE_CIDRS,
+                translate: |cidr: &ServiceCIDR| translate::service_cidr(cidr),
+                listed: Event::ServiceCidrsListed,
+                applied: Event::ServiceCidrApplied,
+                deleted: Event::ServiceCidrDeleted,
+            }
+        ),
     );
+}
+
+/// Whether a server does not have a resource that proxyd can do without, or does not show it: one before 1.33, or
+/// one where nobody granted it.
+fn is_without(what: &str, status: &kube::core::Status) -> bool {
+    what == SERVICE_CIDRS && matches!(status.code, 403 | 404)
 }
 
 /// How the objects of one kind become events.
@@ -240,6 +274,16 @@ where
                 if let Some(less) = asking_for_less(config, &error) {
                     return Some(less);
                 }
+                if let Some(status) = refusal(&error)
+                    && is_without(kind.what, status)
+                {
+                    info!(
+                        "the API server shows no {} ({}); addresses of theirs that no Service has are not dropped",
+                        kind.what, status.message
+                    );
+                    send((kind.listed)(Vec::new()));
+                    return None;
+                }
                 // Said once until it works again.
                 if !std::mem::replace(&mut failing, true) {
                     warn!(
@@ -284,11 +328,7 @@ where
 /// What to ask an older server for, if that is why it refused: 422 Invalid comes from one without streaming
 /// lists, 400 Bad Request from one that cannot select Services by ClusterIP.
 fn asking_for_less(config: &watcher::Config, error: &WatchError) -> Option<watcher::Config> {
-    let code = match error {
-        WatchError::InitialListFailed(kube::Error::Api(status))
-        | WatchError::WatchStartFailed(kube::Error::Api(status)) => status.code,
-        _ => return None,
-    };
+    let code = refusal(error)?.code;
     let mut less = config.clone();
     if code == 422 && config.initial_list_strategy == InitialListStrategy::StreamingList {
         less.initial_list_strategy = InitialListStrategy::ListWatch;
@@ -298,6 +338,15 @@ fn asking_for_less(config: &watcher::Config, error: &WatchError) -> Option<watch
         return None;
     }
     Some(less)
+}
+
+/// The server's refusal to list or to begin a watch.
+fn refusal(error: &WatchError) -> Option<&kube::core::Status> {
+    match error {
+        WatchError::InitialListFailed(kube::Error::Api(status))
+        | WatchError::WatchStartFailed(kube::Error::Api(status)) => Some(status),
+        _ => None,
+    }
 }
 
 fn explain_watch(what: &str, error: &WatchError) -> String {

@@ -212,6 +212,7 @@ impl Watched {
             let taken = send(Event::AllListed {
                 services: objects.parsed_services(),
                 slices: objects.parsed_slices(node_name),
+                service_cidrs: objects.parsed_service_cidrs(),
                 node: objects.own_node(node_name),
                 whole,
             });

@@ -1,52 +1,32 @@
-//! Chains that balance → netlink messages.
+//! Chains of a shape → netlink messages.
 //!
 //! Pure. They have to be made while the agent runs, when a Service first has so many endpoints, and in the
 //! same transaction as the elements that go there. The `nft` program cannot add them: up to 1.0.6 it fails on
-//! a table that already has maps with `typeof … th dport` ("conflicting protocols specified"). So their rules
-//! are written twice, here and as text in [`super::skeleton::Skeleton::chains_text`]; the test
+//! a table that already has maps with `typeof … th dport` ("conflicting protocols specified"). So each step
+//! is written twice, here and as text in [`super::skeleton`]; the test
 //! `the_agent_and_the_dry_run_load_the_same_table` in `tests/` holds the two together.
 
-use netlink_packet_core::{DefaultNla, Emitable as _, NLM_F_APPEND, NLM_F_CREATE};
+use netlink_packet_core::{Emitable as _, NLM_F_APPEND, NLM_F_CREATE};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, Expressions, Immediate, Lookup, Meta, MetaKey,
-    NfTablesMessage, Payload, Register, RuleAttribute, RuleMessage, Verdict, VerdictAttribute,
+    ChainAttribute, ChainMessage, Expressions, NfTablesMessage, Operator, RuleAttribute,
+    RuleMessage, Verdict,
 };
 
-use super::elements::{At, Chain, Set};
-use super::skeleton::{MARK_CHAIN, POD_NETWORKS, TABLE};
+use super::elements::Set;
+use super::expressions::{
+    Key, Registers, compare, contains, drop_it, fib_source_is_local, go, interface_is, load,
+    lookup, lookup_not, nat, numgen, update,
+};
+use super::shapes::{At, Chain, Step};
+use super::skeleton::{AFFINITY, Detector, MARK_CHAIN, TABLE};
 use crate::model::Family;
-use crate::plan::Masquerade;
-
-// Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
-const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
-const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
-const NFT_LOOKUP_F_INV: u32 = 1;
-const NFTA_NG_DREG: u16 = 1;
-const NFTA_NG_MODULUS: u16 = 2;
-const NFTA_NG_TYPE: u16 = 3;
-const NFT_NG_RANDOM: u32 = 1;
-const NFTA_NAT_TYPE: u16 = 1;
-const NFTA_NAT_FAMILY: u16 = 2;
-const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
-const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
-const NFT_NAT_DNAT: u32 = 1;
-const NFPROTO_IPV4: u32 = 2;
-const NFPROTO_IPV6: u32 = 10;
 
 /// Messages, with their flags, that make a chain and its rules.
 pub(super) fn messages(
     chain: Chain,
     family: Family,
-    has_pod_networks: bool,
+    detector: &Detector,
 ) -> Vec<(NfTablesMessage, u16)> {
-    let Chain::Balance {
-        at,
-        masquerade,
-        count,
-    } = chain
-    else {
-        return Vec::new();
-    };
     let name = chain.to_string();
     let attributes = vec![
         ChainAttribute::Table(TABLE.to_owned()),
@@ -56,18 +36,13 @@ pub(super) fn messages(
         NfTablesMessage::NewChain(ChainMessage { attributes }),
         NLM_F_CREATE,
     )];
-    let mut rules = Vec::new();
-    match masquerade {
-        Masquerade::Always => rules.push(vec![jump_to_mark()]),
-        Masquerade::OutsidePods if has_pod_networks => rules.push(mark_outside_pods(family)),
-        Masquerade::OutsidePods => {}
-    }
-    rules.push(translate(at, family, count));
-    messages.extend(rules.into_iter().map(|expressions| {
+    let steps = chain.steps(*detector != Detector::None);
+    messages.extend(steps.into_iter().map(|step| {
+        let expressions = expressions(step, family, detector).into_iter();
         let attributes = vec![
             RuleAttribute::Table(TABLE.to_owned()),
             RuleAttribute::Chain(name.clone()),
-            RuleAttribute::Expressions(expressions.into_iter().map(Into::into).collect()),
+            RuleAttribute::Expressions(expressions.map(Into::into).collect()),
         ];
         (
             NfTablesMessage::NewRule(RuleMessage { attributes }),
@@ -78,9 +53,9 @@ pub(super) fn messages(
 }
 
 /// The bytes of a chain's messages, for the version of the program.
-pub(super) fn bytes(chain: Chain, family: Family, has_pod_networks: bool) -> Vec<u8> {
+pub(super) fn bytes(chain: Chain, family: Family, detector: &Detector) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for (message, _) in messages(chain, family, has_pod_networks) {
+    for (message, _) in messages(chain, family, detector) {
         let start = bytes.len();
         bytes.resize(start + message.buffer_len(), 0);
         message.emit(&mut bytes[start..]);
@@ -88,106 +63,82 @@ pub(super) fn bytes(chain: Chain, family: Family, has_pod_networks: bool) -> Vec
     bytes
 }
 
-/// `jump mark-for-masquerade`
-fn jump_to_mark() -> Expressions {
-    Expressions::Immediate(vec![
-        Immediate::DestinationRegister(Register::Verdict),
-        Immediate::Data(DataAttribute::Verdict(vec![
-            VerdictAttribute::Code(Verdict::Jump),
-            VerdictAttribute::Chain(MARK_CHAIN.to_owned()),
-        ])),
-    ])
-}
-
-/// `ip saddr != @pod-networks jump mark-for-masquerade`
-fn mark_outside_pods(family: Family) -> Vec<Expressions> {
-    let (source, length) = match family {
-        Family::V4 => (12, 4),
-        Family::V6 => (8, 16),
-    };
-    vec![
-        load(NFT_PAYLOAD_NETWORK_HEADER, source, length, register(0)),
-        Expressions::Lookup(vec![
-            Lookup::Set(POD_NETWORKS.to_owned()),
-            Lookup::SourceRegister(register(0)),
-            Lookup::Flags(NFT_LOOKUP_F_INV),
-        ]),
-        jump_to_mark(),
-    ]
-}
-
-/// `dnat ip to ip daddr . meta l4proto . th dport . numgen random mod COUNT map @endpoints`, and the same
-/// without the address at NodePorts.
-fn translate(at: At, family: Family, count: u16) -> Vec<Expressions> {
-    let (destination, length, nfproto) = match family {
-        Family::V4 => (16, 4, NFPROTO_IPV4),
-        Family::V6 => (24, 16, NFPROTO_IPV6),
-    };
-    let address_words = length / 4;
-    let mut expressions = Vec::new();
-    let (set, protocol) = match at {
-        At::NodePort => (Set::NodePortEndpoints, 0),
-        At::Address => {
-            expressions.push(load(
-                NFT_PAYLOAD_NETWORK_HEADER,
-                destination,
-                length,
-                register(0),
-            ));
-            (Set::Endpoints, address_words)
+/// One rule.
+fn expressions(step: Step, family: Family, detector: &Detector) -> Vec<Expressions> {
+    let mut registers = Registers::new(family);
+    match step {
+        Step::Mark => vec![go(Verdict::Jump, MARK_CHAIN)],
+        Step::MarkOutsidePods => {
+            let mut rule = from_pod(detector, family, false);
+            rule.push(go(Verdict::Jump, MARK_CHAIN));
+            rule
         }
-    };
-    expressions.extend([
-        Expressions::Meta(vec![
-            Meta::Key(MetaKey::L4Proto),
-            Meta::DestinationRegister(register(protocol)),
-        ]),
-        load(NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, register(protocol + 1)),
-        other(
-            "numgen",
-            &[
-                (NFTA_NG_DREG, register(protocol + 2).into()),
-                (NFTA_NG_MODULUS, count.into()),
-                (NFTA_NG_TYPE, NFT_NG_RANDOM),
-            ],
-        ),
-        Expressions::Lookup(vec![
-            Lookup::Set(set.name().to_owned()),
-            Lookup::SourceRegister(register(0)),
-            Lookup::DestinationRegister(register(0)),
-        ]),
-        other(
-            "nat",
-            &[
-                (NFTA_NAT_TYPE, NFT_NAT_DNAT),
-                (NFTA_NAT_FAMILY, nfproto),
-                (NFTA_NAT_REG_ADDR_MIN, register(0).into()),
-                (NFTA_NAT_REG_PROTO_MIN, register(address_words).into()),
-            ],
-        ),
-    ]);
-    expressions
+        Step::PodsGoto(chain) => {
+            let mut rule = from_pod(detector, family, true);
+            rule.push(go(Verdict::Goto, &chain.to_string()));
+            rule
+        }
+        Step::NodeGoto(chain) => {
+            let mut rule = fib_source_is_local();
+            rule.push(go(Verdict::Goto, &chain.to_string()));
+            rule
+        }
+        Step::Recall => {
+            let key = [Key::Source, Key::Destination, Key::Protocol, Key::Port];
+            let mut rule = key.map(|key| load(key, &mut registers)).to_vec();
+            rule.extend([lookup(AFFINITY), nat(family)]);
+            rule
+        }
+        Step::Translate { at, first, count } => {
+            let (address, map) = match at {
+                At::Address => (Some(Key::Destination), Set::Endpoints),
+                At::NodePort => (None, Set::NodePortEndpoints),
+            };
+            let key = address.into_iter().chain([Key::Protocol, Key::Port]);
+            let mut rule: Vec<_> = key.map(|key| load(key, &mut registers)).collect();
+            rule.extend([
+                numgen(first, count, &mut registers),
+                lookup(map.name()),
+                nat(family),
+            ]);
+            rule
+        }
+        Step::Drop => vec![drop_it()],
+        Step::Remember(protocol, timeout) => {
+            let mut rule = vec![
+                load(Key::Protocol, &mut Registers::new(family)),
+                compare(Operator::Equal, vec![protocol.number()]),
+            ];
+            let key = [
+                Key::Source,
+                Key::CalledAddress,
+                Key::Protocol,
+                Key::CalledPort,
+            ];
+            rule.extend(key.map(|key| load(key, &mut registers)));
+            let data = registers.next();
+            let value = [Key::Destination, Key::Port];
+            rule.extend(value.map(|key| load(key, &mut registers)));
+            rule.push(update(AFFINITY, data, timeout));
+            rule
+        }
+    }
 }
 
-/// The register of 32 bits with this number, from 0 up.
-fn register(number: u32) -> Register {
-    Register::from(u32::from(Register::Reg32_00) + number)
-}
-
-fn load(base: u32, offset: u32, length: u32, into: Register) -> Expressions {
-    Expressions::Payload(vec![
-        Payload::DestinationRegister(into),
-        Payload::Base(base),
-        Payload::Offset(offset),
-        Payload::Len(length),
-    ])
-}
-
-/// An expression that the crate has no type for, of attributes that are numbers of 32 bits.
-fn other(name: &str, attributes: &[(u16, u32)]) -> Expressions {
-    let nla = |(kind, value): &(u16, u32)| DefaultNla::new(*kind, value.to_be_bytes().to_vec());
-    Expressions::Other {
-        expression_type: name.to_owned(),
-        attributes: attributes.iter().map(nla).collect(),
+/// The match of a packet from a pod, or of one from elsewhere.
+fn from_pod(detector: &Detector, family: Family, wanted: bool) -> Vec<Expressions> {
+    match detector {
+        Detector::None => unreachable!("steps ask for pods only where a detector knows them"),
+        Detector::Source => {
+            let source = load(Key::Source, &mut Registers::new(family));
+            let set = Set::PodNetworks.name();
+            let lookup = if wanted {
+                contains(set)
+            } else {
+                lookup_not(set)
+            };
+            vec![source, lookup]
+        }
+        Detector::Interface { name, prefix } => interface_is(name, *prefix, wanted),
     }
 }

@@ -4,22 +4,28 @@
 //! the crate's type for a whole list of them takes time that grows with the square of the list (0.4.0 prints
 //! the list into an error message that it then does not need, once for each element).
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NlasIterator, Parseable as _};
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, ListAttribute, SetElementAttribute,
-    TableAttribute, TableMessage, Verdict as NlVerdict, VerdictAttribute,
+    SetElementFlags, TableAttribute, TableMessage, Verdict as NlVerdict, VerdictAttribute,
 };
 
-use super::elements::{Chain, Set};
+use super::elements::Set;
+use super::encode::after;
+use super::expressions::NF_DROP;
+use super::shapes::Chain;
 use super::skeleton::TABLE;
-use crate::diff::{Held, Verdict};
-use crate::model::{Family, Frontend, Port, Protocol};
-use crate::plan::Backend;
+use crate::diff::{Held, Slot, Verdict};
+use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
+use crate::plan::{Backend, Member};
 
 // Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_DATA_VALUE: u16 = 1;
 
 /// The length of the header before a message's attributes: `struct nfgenmsg`.
 const NETFILTER_HEADER_LENGTH: usize = 4;
@@ -63,32 +69,24 @@ pub(super) fn table_comment(answer: &Answer) -> Option<String> {
     None
 }
 
-/// The chain that an answer shows, if it is one of our table that balances.
-pub(super) fn balancing_chain(answer: &Answer) -> Option<Chain> {
+/// The chain that an answer shows, if it is one of our table that was made for a shape.
+pub(super) fn made_chain(answer: &Answer) -> Option<Chain> {
     let chain = ChainMessage::parse(answer.0.as_slice()).ok()?;
-    if !chain
+    let is_ours = chain
         .attributes
-        .contains(&ChainAttribute::Table(TABLE.to_owned()))
-    {
-        return None;
-    }
-    chain
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            ChainAttribute::Name(name) => {
-                Chain::parse(name).filter(|chain| *chain != Chain::Reject)
-            }
-            _ => None,
-        })
+        .contains(&ChainAttribute::Table(TABLE.to_owned()));
+    let mut names = chain.attributes.iter().filter_map(|a| match a {
+        ChainAttribute::Name(name) => Some(name),
+        _ => None,
+    });
+    let chain = Chain::parse(names.next()?)?;
+    (is_ours && chain != Chain::Reject).then_some(chain)
 }
 
-/// Adds the elements of one message of a set's dump to what is held.
-pub(super) fn note_elements(
-    held: &mut Held,
-    set: Set,
-    family: Family,
+/// Calls `note` with the attributes of each element of one message of a set's dump.
+fn each_element(
     answer: &Answer,
+    mut note: impl FnMut(&[SetElementAttribute]) -> Option<()>,
 ) -> Option<()> {
     for attribute in NlasIterator::new(&answer.0) {
         let attribute = attribute.ok()?;
@@ -97,7 +95,7 @@ pub(super) fn note_elements(
         }
         for element in NlasIterator::new(attribute.value()) {
             match ListAttribute::<SetElementAttribute>::parse(&element.ok()?).ok()? {
-                ListAttribute::Element(attributes) => note_element(held, set, family, &attributes)?,
+                ListAttribute::Element(attributes) => note(&attributes)?,
                 _ => return None,
             }
         }
@@ -105,63 +103,244 @@ pub(super) fn note_elements(
     Some(())
 }
 
-fn note_element(
-    held: &mut Held,
-    set: Set,
+/// What was read of a table so far, in the order of [`Set::ALL`].
+pub(super) struct Reading {
     family: Family,
-    attributes: &[SetElementAttribute],
-) -> Option<()> {
-    let mut key = attributes.iter().find_map(|attribute| match attribute {
-        SetElementAttribute::Key(DataAttribute::Value(bytes)) => Some(Reader { bytes, family }),
-        _ => None,
-    })?;
-    match set {
-        Set::Services | Set::NodePorts | Set::NoEndpoints | Set::NoEndpointNodePorts => {
-            let frontend = key.frontend(matches!(set, Set::Services | Set::NoEndpoints))?;
-            let chain = goto_of(attributes)?;
-            let verdict = chain.verdict();
-            // One front end in both maps, or in a chain made for others, is not of our making.
-            let ours = Chain::of(frontend, verdict) == chain
-                && (verdict == Verdict::Reject)
-                    == matches!(set, Set::NoEndpoints | Set::NoEndpointNodePorts)
-                && held
-                    .entries
-                    .get(&frontend)
-                    .is_none_or(|entry| entry.verdict.is_none());
-            ours.then(|| held.set_verdict(frontend, Some(verdict)))
+    held: Held,
+    /// How long front ends remember their clients, until their own elements are read.
+    affinities: BTreeMap<Frontend, AffinityTimeout>,
+    /// Where the networks of a set begin and end: address, and whether it is the first after the end of one.
+    bounds: BTreeMap<Set, Vec<(IpAddr, bool)>>,
+}
+
+impl Reading {
+    /// Nothing was read yet.
+    pub(super) fn new(family: Family) -> Self {
+        Self {
+            family,
+            held: Held::default(),
+            affinities: BTreeMap::new(),
+            bounds: BTreeMap::new(),
         }
-        Set::Endpoints | Set::NodePortEndpoints => {
-            let frontend = key.frontend(set == Set::Endpoints)?;
-            let index = key.index()?;
-            let mut data = attributes.iter().find_map(|attribute| match attribute {
-                SetElementAttribute::Data(DataAttribute::Value(bytes)) => {
-                    Some(Reader { bytes, family })
-                }
-                _ => None,
-            })?;
-            let backend = Backend {
-                ip: data.ip()?,
-                port: data.port()?,
+    }
+
+    /// Adds the elements of one message of a set's dump.
+    pub(super) fn note(&mut self, set: Set, answer: &Answer) -> Option<()> {
+        each_element(answer, |attributes| self.note_element(set, attributes))
+    }
+
+    /// Everything that the table holds.
+    pub(super) fn finish(mut self) -> Option<Held> {
+        for (set, mut bounds) in std::mem::take(&mut self.bounds) {
+            let member = match set {
+                Set::ServiceNetworks => Member::ServiceNetwork,
+                _ => Member::PodNetwork,
             };
-            held.set_backend(frontend, index, Some(backend));
-            Some(())
+            // An end that is the next one's beginning comes before it.
+            bounds.sort_by_key(|(ip, is_end)| (*ip, !is_end));
+            let mut first = None;
+            for (ip, is_end) in bounds {
+                match (first.take(), is_end) {
+                    (Some(first), true) => {
+                        let network = network(first, Some(ip))?;
+                        self.held.members.insert(member(network));
+                    }
+                    (None, false) => first = Some(ip),
+                    // nft puts an end at the lowest address.
+                    (None, true) => {}
+                    (Some(_), false) => return None,
+                }
+            }
+            if let Some(first) = first {
+                self.held.members.insert(member(network(first, None)?));
+            }
         }
-        Set::Hairpin => {
-            let (from, to) = (key.ip()?, key.ip()?);
-            (from == to).then(|| held.hairpin.insert(from)).map(drop)
-        }
-        Set::NodePortAddresses => {
-            held.node_port_addresses.insert(key.ip()?);
-            Some(())
-        }
+        self.affinities.is_empty().then_some(self.held)
+    }
+
+    fn note_element(&mut self, set: Set, attributes: &[SetElementAttribute]) -> Option<()> {
+        let family = self.family;
+        let mut key = attributes.iter().find_map(|attribute| match attribute {
+            SetElementAttribute::Key(DataAttribute::Value(bytes)) => Some(Reader { bytes, family }),
+            _ => None,
+        })?;
+        let member = match set {
+            Set::Affinities | Set::NodePortAffinities => {
+                let frontend = key.frontend(set == Set::Affinities)?;
+                let Some(Chain::Remember(timeout)) = goto_of(attributes) else {
+                    return None;
+                };
+                self.affinities.insert(frontend, timeout);
+                return Some(());
+            }
+            Set::Services | Set::NodePorts | Set::NoEndpoints | Set::NoEndpointNodePorts => {
+                let frontend = key.frontend(matches!(set, Set::Services | Set::NoEndpoints))?;
+                return self.note_verdict(set, frontend, attributes);
+            }
+            Set::Endpoints | Set::NodePortEndpoints => {
+                let frontend = key.frontend(set == Set::Endpoints)?;
+                let index = key.index()?;
+                let mut data = attributes.iter().find_map(|attribute| match attribute {
+                    SetElementAttribute::Data(DataAttribute::Value(bytes)) => {
+                        Some(Reader { bytes, family })
+                    }
+                    _ => None,
+                })?;
+                let (ip, port) = (data.ip()?, data.port()?);
+                let slot = Slot { frontend, index };
+                self.held.set_backend(slot, Some(Backend { ip, port }));
+                return Some(());
+            }
+            Set::ServiceNetworks | Set::PodNetworks => {
+                let end = SetElementAttribute::Flags(SetElementFlags::IntervalEnd);
+                let bounds = self.bounds.entry(set).or_default();
+                bounds.push((key.ip()?, attributes.contains(&end)));
+                return Some(());
+            }
+            Set::Hairpin => {
+                let (from, to) = (key.ip()?, key.ip()?);
+                Member::Hairpin((from == to).then_some(from)?)
+            }
+            Set::NodePortAddresses => Member::NodePortAddress(key.ip()?),
+            Set::ClusterIps => Member::ClusterIp(key.ip()?),
+            Set::Guarded => Member::Guarded(key.frontend(true)?),
+            Set::AllowedSources => {
+                let (frontend, first) = (key.frontend(true)?, key.ip()?);
+                let mut end = Reader {
+                    bytes: &key_end(attributes)?,
+                    family,
+                };
+                end.frontend(true)?;
+                let last = IpNet::from(end.ip()?);
+                Member::AllowedSource(frontend, network(first, after(&last))?)
+            }
+        };
+        self.held.members.insert(member);
+        Some(())
+    }
+
+    fn note_verdict(
+        &mut self,
+        set: Set,
+        frontend: Frontend,
+        attributes: &[SetElementAttribute],
+    ) -> Option<()> {
+        let is_refused = matches!(set, Set::NoEndpoints | Set::NoEndpointNodePorts);
+        let chain = goto_of(attributes);
+        let verdict = match chain {
+            None => {
+                is_drop(attributes).then_some(())?;
+                Verdict::Drop
+            }
+            Some(Chain::Reject) => Verdict::Reject,
+            Some(chain) => {
+                let (policy, count, local) = chain.balances()?;
+                Verdict::Balance {
+                    policy,
+                    count,
+                    local,
+                    affinity: self.affinities.remove(&frontend),
+                }
+            }
+        };
+        // One front end in both maps, or in a chain made for others, is not of our making.
+        let entry = self.held.entries.get(&frontend);
+        let ours = Chain::of(frontend, verdict) == chain
+            && (verdict == Verdict::Reject) == is_refused
+            && entry.is_none_or(|entry| entry.verdict.is_none());
+        ours.then(|| self.held.set_verdict(frontend, Some(verdict)))
     }
 }
 
-fn goto_of(attributes: &[SetElementAttribute]) -> Option<Chain> {
-    let verdict = attributes.iter().find_map(|attribute| match attribute {
-        SetElementAttribute::Data(DataAttribute::Verdict(verdict)) => Some(verdict),
+/// A choice that is remembered for a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Choice {
+    /// The key's bytes.
+    pub(super) key: Vec<u8>,
+    /// The address that the client called.
+    pub(super) called: IpAddr,
+    /// The protocol.
+    pub(super) protocol: Protocol,
+    /// The port that it called.
+    pub(super) port: Port,
+    /// Whom it was sent to.
+    pub(super) backend: Backend,
+}
+
+/// The choices in one message of a dump. What cannot be understood is left out.
+pub(super) fn choices(answer: &Answer, family: Family) -> Vec<Choice> {
+    let mut choices = Vec::new();
+    // Each is taken for itself, so none ends the others.
+    each_element(answer, |attributes| {
+        choices.extend(choice(attributes, family));
+        Some(())
+    });
+    choices
+}
+
+fn choice(attributes: &[SetElementAttribute], family: Family) -> Option<Choice> {
+    let value =
+        |wanted: fn(&SetElementAttribute) -> Option<&Vec<u8>>| attributes.iter().find_map(wanted);
+    let bytes = value(|attribute| match attribute {
+        SetElementAttribute::Key(DataAttribute::Value(bytes)) => Some(bytes),
         _ => None,
     })?;
+    let data = value(|attribute| match attribute {
+        SetElementAttribute::Data(DataAttribute::Value(bytes)) => Some(bytes),
+        _ => None,
+    })?;
+    let mut key = Reader { bytes, family };
+    let mut data = Reader {
+        bytes: data,
+        family,
+    };
+    key.ip()?;
+    Some(Choice {
+        key: bytes.clone(),
+        called: key.ip()?,
+        protocol: key.protocol()?,
+        port: key.port()?,
+        backend: Backend {
+            ip: data.ip()?,
+            port: data.port()?,
+        },
+    })
+}
+
+/// The network from one address up to before another, or up to the last one there is; `None` if it is none.
+fn network(first: IpAddr, end: Option<IpAddr>) -> Option<IpNet> {
+    let bits = if first.is_ipv4() { 32 } else { 128 };
+    let candidates = (0..=bits).filter_map(|prefix| IpNet::new(first, prefix).ok());
+    let mut exact = candidates.filter(|net| net.network() == first && after(net) == end);
+    exact.next()
+}
+
+fn key_end(attributes: &[SetElementAttribute]) -> Option<Vec<u8>> {
+    use netlink_packet_core::Nla as _;
+    let parts = attributes.iter().find_map(|attribute| match attribute {
+        SetElementAttribute::KeyEnd(parts) => Some(parts),
+        _ => None,
+    })?;
+    let value = parts.iter().find(|part| part.kind() == NFTA_DATA_VALUE)?;
+    let mut bytes = vec![0; value.value_len()];
+    value.emit_value(&mut bytes);
+    Some(bytes)
+}
+
+fn verdict_of(attributes: &[SetElementAttribute]) -> Option<&Vec<VerdictAttribute>> {
+    attributes.iter().find_map(|attribute| match attribute {
+        SetElementAttribute::Data(DataAttribute::Verdict(verdict)) => Some(verdict),
+        _ => None,
+    })
+}
+
+fn is_drop(attributes: &[SetElementAttribute]) -> bool {
+    let drop = VerdictAttribute::Code(NlVerdict::Other(NF_DROP));
+    verdict_of(attributes).is_some_and(|verdict| verdict.contains(&drop))
+}
+
+fn goto_of(attributes: &[SetElementAttribute]) -> Option<Chain> {
+    let verdict = verdict_of(attributes)?;
     let is_goto = verdict.contains(&VerdictAttribute::Code(NlVerdict::Goto));
     verdict
         .iter()

@@ -6,14 +6,20 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use super::skeleton::REJECT_CHAIN;
-use crate::diff::{Change, Delta, Slot, Verdict};
-use crate::model::{Frontend, Port, Protocol};
-use crate::plan::{Backend, Masquerade};
+use ipnet::IpNet;
+
+use super::shapes::Chain;
+use crate::diff::{Delta, Slot, Verdict};
+use crate::model::{Family, Frontend, Port, Protocol};
+use crate::plan::{Backend, Member};
 
 /// The named maps and sets of the skeleton that the agent keeps, by the names they have there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Set {
+    /// address . protocol . port → chain that remembers the client.
+    Affinities,
+    /// protocol . port → chain that remembers the client.
+    NodePortAffinities,
     /// address . protocol . port → chain that balances.
     Services,
     /// protocol . port → chain that balances.
@@ -30,11 +36,23 @@ pub(super) enum Set {
     Hairpin,
     /// address.
     NodePortAddresses,
+    /// address.
+    ClusterIps,
+    /// network.
+    ServiceNetworks,
+    /// network.
+    PodNetworks,
+    /// address . protocol . port.
+    Guarded,
+    /// address . protocol . port . network.
+    AllowedSources,
 }
 
 impl Set {
-    /// Every set, in the order in which they are read back.
-    pub(super) const ALL: [Self; 8] = [
+    /// Every set, in the order in which they are read back: affinities before what they belong to.
+    pub(super) const ALL: [Self; 15] = [
+        Self::Affinities,
+        Self::NodePortAffinities,
         Self::Services,
         Self::NodePorts,
         Self::Endpoints,
@@ -43,11 +61,18 @@ impl Set {
         Self::NoEndpointNodePorts,
         Self::Hairpin,
         Self::NodePortAddresses,
+        Self::ClusterIps,
+        Self::ServiceNetworks,
+        Self::PodNetworks,
+        Self::Guarded,
+        Self::AllowedSources,
     ];
 
     /// Its name in the table.
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Self::Affinities => "affinities",
+            Self::NodePortAffinities => "node-port-affinities",
             Self::Services => "services",
             Self::NodePorts => "node-ports",
             Self::Endpoints => "endpoints",
@@ -56,7 +81,18 @@ impl Set {
             Self::NoEndpointNodePorts => "no-endpoint-node-ports",
             Self::Hairpin => "hairpin",
             Self::NodePortAddresses => "node-port-addresses",
+            Self::ClusterIps => "cluster-ips",
+            Self::ServiceNetworks => "service-networks",
+            Self::PodNetworks => "pod-networks",
+            Self::Guarded => "guarded",
+            Self::AllowedSources => "allowed-sources",
         }
+    }
+
+    /// Whether nft up to 1.0.6 cannot load what goes there: it aborts on rules that add to a map whose key or data
+    /// has more than 16 bytes, as those do that remember an IPv6 client.
+    pub(super) fn is_beyond_nft(self, family: Family) -> bool {
+        family == Family::V6 && matches!(self, Self::Affinities | Self::NodePortAffinities)
     }
 }
 
@@ -65,6 +101,8 @@ impl Set {
 pub(super) enum Field {
     /// An IP address.
     Ip(IpAddr),
+    /// The addresses of a network.
+    Net(IpNet),
     /// A transport protocol.
     Protocol(Protocol),
     /// A port.
@@ -77,6 +115,7 @@ impl fmt::Display for Field {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(ip) => ip.fmt(f),
+            Self::Net(network) => network.fmt(f),
             Self::Protocol(protocol) => protocol.fmt(f),
             Self::Port(port) => port.fmt(f),
             Self::Index(index) => index.fmt(f),
@@ -91,105 +130,10 @@ pub(super) enum Data {
     None,
     /// Continue in a chain.
     Goto(Chain),
+    /// Drop the packet.
+    Drop,
     /// Translate the destination to this.
     Backend(Backend),
-}
-
-/// A chain that an element sends a connection to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Chain {
-    /// Picks one of `count` back ends; one such chain serves all front ends of its shape.
-    Balance {
-        /// The kind of key that the front ends have.
-        at: At,
-        /// Which connections it masquerades.
-        masquerade: Masquerade,
-        /// How many back ends it picks from.
-        count: u16,
-    },
-    /// Refuses the connection.
-    Reject,
-}
-
-/// The kind of key that a front end has in the maps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum At {
-    /// address . protocol . port
-    Address,
-    /// protocol . port, at the node's addresses.
-    NodePort,
-}
-
-impl Chain {
-    /// The shapes of chains that balance, with their names but for the count.
-    pub(super) const SHAPES: [(&'static str, At, Masquerade); 4] = [
-        ("cluster", At::Address, Masquerade::OutsidePods),
-        ("external", At::Address, Masquerade::Always),
-        ("node-port", At::NodePort, Masquerade::Always),
-        ("node-port-cluster", At::NodePort, Masquerade::OutsidePods),
-    ];
-
-    /// The chain that carries out a verdict for a front end.
-    pub(super) fn of(frontend: Frontend, verdict: Verdict) -> Self {
-        let at = match frontend {
-            Frontend::Address { .. } => At::Address,
-            Frontend::NodePort { .. } => At::NodePort,
-        };
-        match verdict {
-            Verdict::Reject => Self::Reject,
-            Verdict::Balance { masquerade, count } => Self::Balance {
-                at,
-                masquerade,
-                count,
-            },
-        }
-    }
-
-    /// The verdict that going to this chain means.
-    pub(super) fn verdict(self) -> Verdict {
-        match self {
-            Self::Reject => Verdict::Reject,
-            Self::Balance {
-                masquerade, count, ..
-            } => Verdict::Balance { masquerade, count },
-        }
-    }
-
-    /// The chain of a name; `None` if no element of ours would go there.
-    pub(super) fn parse(name: &str) -> Option<Self> {
-        if name == REJECT_CHAIN {
-            return Some(Self::Reject);
-        }
-        let (prefix, count) = name.rsplit_once('-')?;
-        let (_, at, masquerade) = Self::SHAPES
-            .into_iter()
-            .find(|(name, ..)| *name == prefix)?;
-        let count = count.parse().ok().filter(|count| *count > 0)?;
-        Some(Self::Balance {
-            at,
-            masquerade,
-            count,
-        })
-    }
-}
-
-impl fmt::Display for Chain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Reject => f.write_str(REJECT_CHAIN),
-            Self::Balance {
-                at,
-                masquerade,
-                count,
-            } => {
-                let named = Self::SHAPES
-                    .into_iter()
-                    .find(|(_, a, m)| (*a, *m) == (at, masquerade));
-                let (name, ..) = named.expect("every combination has a name");
-                write!(f, "{name}-{count}")
-            }
-        }
-    }
 }
 
 /// One element of a named map or set.
@@ -212,6 +156,7 @@ impl fmt::Display for Element {
         match self.data {
             Data::None => Ok(()),
             Data::Goto(chain) => write!(f, " : goto {chain}"),
+            Data::Drop => f.write_str(" : drop"),
             Data::Backend(Backend { ip, port }) => write!(f, " : {ip} . {port}"),
         }
     }
@@ -229,70 +174,102 @@ pub(super) struct Elements {
 /// Turns a delta into elements.
 pub(super) fn elements(delta: &Delta) -> Elements {
     let mut elements = Elements::default();
-    elements.collect(&delta.rules, verdict_element);
-    elements.collect(&delta.backends, backend_element);
-    elements.collect(&delta.hairpin, |address, ()| Element {
-        set: Set::Hairpin,
-        key: vec![Field::Ip(address), Field::Ip(address)],
-        data: Data::None,
-    });
-    elements.collect(&delta.node_port_addresses, |address, ()| Element {
-        set: Set::NodePortAddresses,
-        key: vec![Field::Ip(address)],
-        data: Data::None,
-    });
+    for change in &delta.rules {
+        let verdicts = [change.from, change.to];
+        let mains = verdicts.map(|v| Some(verdict_element(change.key, v?)));
+        let affinities = verdicts.map(|v| affinity_element(change.key, v?));
+        elements.change(mains);
+        elements.change(affinities);
+    }
+    for change in &delta.backends {
+        let backends = [change.from, change.to];
+        elements.change(backends.map(|b| Some(backend_element(change.key, b?))));
+    }
+    for change in &delta.members {
+        let members = [change.from, change.to];
+        elements.change(members.map(|m| m.map(|()| member_element(change.key))));
+    }
     elements
 }
 
-/// The chains that balance which a delta's additions go to.
-pub(super) fn chains(delta: &Delta) -> BTreeSet<Chain> {
-    let wanted = delta
-        .rules
-        .iter()
-        .filter_map(|change| Some(Chain::of(change.key, change.to?)));
-    wanted.filter(|chain| *chain != Chain::Reject).collect()
+/// The chains that a delta's additions go to, with those that they lead to.
+pub(super) fn chains(delta: &Delta, knows_pods: bool) -> BTreeSet<Chain> {
+    let verdicts = delta.rules.iter();
+    let verdicts = verdicts.filter_map(|change| Some((change.key, change.to?)));
+    let wanted = verdicts.flat_map(|(frontend, verdict)| {
+        let affinity = verdict.affinity().map(Chain::Remember);
+        Chain::of(frontend, verdict).into_iter().chain(affinity)
+    });
+    let wanted: BTreeSet<Chain> = wanted.filter(|chain| *chain != Chain::Reject).collect();
+    wanted
+        .into_iter()
+        .flat_map(|chain| chain.with_needed(knows_pods))
+        .collect()
 }
 
 impl Elements {
-    fn collect<K: Copy, V: Copy>(
-        &mut self,
-        changes: &[Change<K, V>],
-        element: fn(K, V) -> Element,
-    ) {
-        for change in changes {
-            self.removed
-                .extend(change.from.map(|from| element(change.key, from)));
-            self.added
-                .extend(change.to.map(|to| element(change.key, to)));
+    /// An element becomes another, appears or goes.
+    fn change(&mut self, [from, to]: [Option<Element>; 2]) {
+        if from != to {
+            self.removed.extend(from);
+            self.added.extend(to);
         }
     }
 }
 
 fn verdict_element(frontend: Frontend, verdict: Verdict) -> Element {
-    let set = match (frontend, verdict) {
-        (Frontend::Address { .. }, Verdict::Balance { .. }) => Set::Services,
-        (Frontend::Address { .. }, Verdict::Reject) => Set::NoEndpoints,
-        (Frontend::NodePort { .. }, Verdict::Balance { .. }) => Set::NodePorts,
-        (Frontend::NodePort { .. }, Verdict::Reject) => Set::NoEndpointNodePorts,
+    let [addresses, node_ports] = match verdict {
+        Verdict::Balance { .. } | Verdict::Drop => [Set::Services, Set::NodePorts],
+        Verdict::Reject => [Set::NoEndpoints, Set::NoEndpointNodePorts],
     };
     Element {
-        set,
+        set: either(frontend, addresses, node_ports),
         key: frontend_key(frontend, 0),
-        data: Data::Goto(Chain::of(frontend, verdict)),
+        data: Chain::of(frontend, verdict).map_or(Data::Drop, Data::Goto),
     }
 }
 
+fn affinity_element(frontend: Frontend, verdict: Verdict) -> Option<Element> {
+    Some(Element {
+        set: either(frontend, Set::Affinities, Set::NodePortAffinities),
+        key: frontend_key(frontend, 0),
+        data: Data::Goto(Chain::Remember(verdict.affinity()?)),
+    })
+}
+
 fn backend_element(slot: Slot, backend: Backend) -> Element {
-    let set = match slot.frontend {
-        Frontend::Address { .. } => Set::Endpoints,
-        Frontend::NodePort { .. } => Set::NodePortEndpoints,
-    };
     let mut key = frontend_key(slot.frontend, 1);
     key.push(Field::Index(slot.index));
     Element {
-        set,
+        set: either(slot.frontend, Set::Endpoints, Set::NodePortEndpoints),
         key,
         data: Data::Backend(backend),
+    }
+}
+
+fn member_element(member: Member) -> Element {
+    let (set, key) = match member {
+        Member::Hairpin(ip) => (Set::Hairpin, vec![Field::Ip(ip), Field::Ip(ip)]),
+        Member::NodePortAddress(ip) => (Set::NodePortAddresses, vec![Field::Ip(ip)]),
+        Member::ClusterIp(ip) => (Set::ClusterIps, vec![Field::Ip(ip)]),
+        Member::ServiceNetwork(network) => (Set::ServiceNetworks, vec![Field::Net(network)]),
+        Member::PodNetwork(network) => (Set::PodNetworks, vec![Field::Net(network)]),
+        Member::Guarded(frontend) => (Set::Guarded, frontend_key(frontend, 0)),
+        Member::AllowedSource(frontend, network) => {
+            let mut key = frontend_key(frontend, 1);
+            key.push(Field::Net(network));
+            (Set::AllowedSources, key)
+        }
+    };
+    let data = Data::None;
+    Element { set, key, data }
+}
+
+/// The set for front ends at addresses, or the one for NodePorts.
+fn either(frontend: Frontend, at_addresses: Set, at_nodes: Set) -> Set {
+    match frontend {
+        Frontend::Address { .. } => at_addresses,
+        Frontend::NodePort { .. } => at_nodes,
     }
 }
 

@@ -4,19 +4,25 @@
 //! stand at the front of a zeroed register, in network order; the index of `numgen` is in host order
 //! (Linux `net/netfilter/nft_payload.c`, `nft_numgen.c`).
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-    SetElementMessage, Verdict as NlVerdict, VerdictAttribute,
+    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementFlags,
+    SetElementList, SetElementMessage, Verdict as NlVerdict, VerdictAttribute,
 };
 
 use super::elements::{Data, Element, Field, Set};
-use super::skeleton::TABLE;
+use super::expressions::NF_DROP;
+use super::skeleton::{AFFINITY, TABLE};
 use crate::plan::Backend;
 
+// Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
+const NFTA_DATA_VALUE: u16 = 1;
+
 /// How many elements go into one message. The attribute that holds them is limited to 65,535 bytes, and the
-/// largest element (an IPv6 endpoint) takes 84.
+/// largest element (an allowed IPv6 source) takes 112.
 const ELEMENTS_PER_MESSAGE: usize = 500;
 
 /// Messages that remove elements.
@@ -42,7 +48,10 @@ fn messages(elements: &[Element]) -> impl Iterator<Item = SetElementMessage> {
                     SetElementList::Table(TABLE.to_owned()),
                     SetElementList::Set(set.name().to_owned()),
                     SetElementList::Elements(
-                        chunk.iter().map(|element| list_item(element)).collect(),
+                        chunk
+                            .iter()
+                            .flat_map(|element| list_items(element))
+                            .collect(),
                     ),
                 ],
             })
@@ -53,41 +62,104 @@ fn messages(elements: &[Element]) -> impl Iterator<Item = SetElementMessage> {
 
 /// The request for every element of a set.
 pub(super) fn dump(set: Set) -> NfTablesMessage {
+    dump_of(set.name())
+}
+
+/// The request for every choice that is remembered for a client.
+pub(super) fn dump_affinity() -> NfTablesMessage {
+    dump_of(AFFINITY)
+}
+
+fn dump_of(set: &str) -> NfTablesMessage {
     NfTablesMessage::GetSetElement(SetElementMessage {
         attributes: vec![
             SetElementList::Table(TABLE.to_owned()),
-            SetElementList::Set(set.name().to_owned()),
+            SetElementList::Set(set.to_owned()),
         ],
     })
 }
 
-fn list_item(element: &Element) -> ListAttribute<SetElementAttribute> {
-    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(key_bytes(
-        &element.key,
-    )))];
+/// Messages that forget choices, by the bytes of their keys.
+pub(super) fn forget(keys: &[Vec<u8>]) -> impl Iterator<Item = NfTablesMessage> {
+    keys.chunks(ELEMENTS_PER_MESSAGE).map(|chunk| {
+        let items = chunk.iter().map(|key| {
+            let key = SetElementAttribute::Key(DataAttribute::Value(key.clone()));
+            ListAttribute::Element(vec![key])
+        });
+        NfTablesMessage::DeleteSetElement(SetElementMessage {
+            attributes: vec![
+                SetElementList::Table(TABLE.to_owned()),
+                SetElementList::Set(AFFINITY.to_owned()),
+                SetElementList::Elements(items.collect()),
+            ],
+        })
+    })
+}
+
+/// What the kernel calls elements: one, or two for a network, the first address and the one after the last.
+fn list_items(element: &Element) -> Vec<ListAttribute<SetElementAttribute>> {
+    if let [Field::Net(network)] = element.key.as_slice() {
+        let key = |ip| SetElementAttribute::Key(DataAttribute::Value(key_bytes(&[Field::Ip(ip)])));
+        let end = SetElementAttribute::Flags(SetElementFlags::IntervalEnd);
+        let after = after(network).map(|ip| ListAttribute::Element(vec![key(ip), end]));
+        let first = ListAttribute::Element(vec![key(network.network())]);
+        return [first].into_iter().chain(after).collect();
+    }
+    let value = key_bytes(&element.key);
+    let end = last_bytes(&element.key);
+    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(value))];
+    attributes.extend(
+        end.map(|end| SetElementAttribute::KeyEnd(vec![DefaultNla::new(NFTA_DATA_VALUE, end)])),
+    );
+    let verdict = |verdict| SetElementAttribute::Data(DataAttribute::Verdict(verdict));
     match element.data {
         Data::None => {}
         Data::Backend(Backend { ip, port }) => {
             let bytes = key_bytes(&[Field::Ip(ip), Field::Port(port)]);
             attributes.push(SetElementAttribute::Data(DataAttribute::Value(bytes)));
         }
-        Data::Goto(chain) => {
-            let verdict = vec![
-                VerdictAttribute::Code(NlVerdict::Goto),
-                VerdictAttribute::Chain(chain.to_string()),
-            ];
-            attributes.push(SetElementAttribute::Data(DataAttribute::Verdict(verdict)));
+        Data::Drop => {
+            let code = VerdictAttribute::Code(NlVerdict::Other(NF_DROP));
+            attributes.push(verdict(vec![code]));
         }
+        Data::Goto(chain) => attributes.push(verdict(vec![
+            VerdictAttribute::Code(NlVerdict::Goto),
+            VerdictAttribute::Chain(chain.to_string()),
+        ])),
     }
-    ListAttribute::Element(attributes)
+    vec![ListAttribute::Element(attributes)]
 }
 
-fn key_bytes(fields: &[Field]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(28);
+/// The address after the last of a network; `None` if there is none.
+pub(super) fn after(network: &IpNet) -> Option<IpAddr> {
+    Some(match network.broadcast() {
+        IpAddr::V4(ip) => Ipv4Addr::from_bits(ip.to_bits().checked_add(1)?).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits().checked_add(1)?).into(),
+    })
+}
+
+/// The key, with the first address of a network.
+pub(super) fn key_bytes(fields: &[Field]) -> Vec<u8> {
+    bytes(fields, |network| network.network())
+}
+
+/// The key with the last address of a network; `None` if there is no network in it.
+fn last_bytes(fields: &[Field]) -> Option<Vec<u8>> {
+    let is_network = |field: &Field| matches!(field, Field::Net(_));
+    let any = fields.iter().any(is_network);
+    any.then(|| bytes(fields, |network| network.broadcast()))
+}
+
+fn bytes(fields: &[Field], address_of: fn(&IpNet) -> IpAddr) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    let ip_bytes = |bytes: &mut Vec<u8>, ip: IpAddr| match ip {
+        IpAddr::V4(ip) => bytes.extend(ip.octets()),
+        IpAddr::V6(ip) => bytes.extend(ip.octets()),
+    };
     for field in fields {
         match *field {
-            Field::Ip(IpAddr::V4(ip)) => bytes.extend(ip.octets()),
-            Field::Ip(IpAddr::V6(ip)) => bytes.extend(ip.octets()),
+            Field::Ip(ip) => ip_bytes(&mut bytes, ip),
+            Field::Net(network) => ip_bytes(&mut bytes, address_of(&network)),
             Field::Protocol(protocol) => bytes.extend([protocol.number(), 0, 0, 0]),
             Field::Port(port) => {
                 bytes.extend(port.get().to_be_bytes());

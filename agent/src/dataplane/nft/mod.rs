@@ -8,29 +8,37 @@ mod chains;
 mod decode;
 mod elements;
 mod encode;
+mod expressions;
+mod forget;
 mod netlink;
 mod process;
 pub mod render;
+mod shapes;
 mod skeleton;
 
 use std::collections::BTreeSet;
 
-use elements::Chain;
-pub use skeleton::{Skeleton, SkeletonConfig};
+pub use skeleton::{Detector, Skeleton, SkeletonConfig};
 
 use crate::diff::{Delta, Held, diff};
 use crate::model::{Family, PerFamily, Scope};
 use crate::plan::Tables;
 
 use super::{Dataplane, DataplaneError};
-use elements::elements;
+use decode::Choice;
+use elements::{Elements, elements};
+use forget::Forgotten;
 use netlink::Connection;
+use shapes::Chain;
+
+/// How often forgetting is tried while entries expire.
+const FORGET_TRIES: usize = 5;
 
 /// The nftables rules of the network namespace that this was made in.
 #[derive(Debug)]
 pub struct Nft {
     skeletons: PerFamily<Skeleton>,
-    /// The chains that balance, as far as they are known to be in the kernel.
+    /// The chains made for shapes, as far as they are known to be in the kernel.
     chains: PerFamily<BTreeSet<Chain>>,
     connection: Connection,
 }
@@ -58,6 +66,49 @@ impl Nft {
     }
 }
 
+impl Nft {
+    /// Commits elements, and chains that are not there yet. A chain that nothing goes to any more stays, until
+    /// the table is made anew: the next Service of its shape finds it there.
+    fn commit(
+        &mut self,
+        family: Family,
+        chains: BTreeSet<Chain>,
+        elements: &Elements,
+    ) -> Result<(), DataplaneError> {
+        let known = self.chains.get_mut(family);
+        let missing: Vec<Chain> = chains.difference(known).copied().collect();
+        let detector = self.skeletons.get(family).detector();
+        let messages = missing
+            .iter()
+            .flat_map(|chain| chains::messages(*chain, family, detector));
+        self.connection
+            .commit(family, messages.collect(), elements)?;
+        known.extend(missing);
+        Ok(())
+    }
+
+    /// Forgets stale choices. They are looked for after back ends were committed, so that no client is sent to one
+    /// that is gone any more.
+    fn forget(
+        &mut self,
+        family: Family,
+        is_stale: impl Fn(&Choice) -> bool,
+    ) -> Result<(), DataplaneError> {
+        // One may expire between being seen and being removed.
+        for _ in 0..FORGET_TRIES {
+            let mut choices = self.connection.choices(family)?;
+            choices.retain(&is_stale);
+            let stale: Vec<Vec<u8>> = choices.into_iter().map(|choice| choice.key).collect();
+            if stale.is_empty() || self.connection.forget(family, &stale)? {
+                return Ok(());
+            }
+        }
+        Err(DataplaneError::Netlink(std::io::Error::other(
+            "remembered clients expire faster than they can be forgotten",
+        )))
+    }
+}
+
 impl Dataplane for Nft {
     fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
         let skeleton = self.skeletons.get(family);
@@ -65,6 +116,7 @@ impl Dataplane for Nft {
             Some(comment) if comment == skeleton.version() => {
                 if let Some((held, chains)) = self.connection.read_back(family)? {
                     *self.chains.get_mut(family) = chains;
+                    self.forget(family, |choice| !forget::is_known(&held, choice))?;
                     return Ok(held);
                 }
                 tracing::warn!("{family}: the table was changed by someone else; replacing it");
@@ -81,24 +133,24 @@ impl Dataplane for Nft {
         let mut held = Held::default();
         let delta = diff(&held, desired, &Scope::All);
         process::load(&render::replacement(skeleton, &delta))?;
-        *self.chains.get_mut(family) = elements::chains(&delta);
+        let (beyond, elements) = render::beyond_nft(skeleton, &delta);
+        let mut loaded = elements::chains(&delta, skeleton.knows_pods());
+        loaded.retain(|chain| !beyond.contains(chain));
+        *self.chains.get_mut(family) = loaded;
+        self.commit(family, beyond, &elements)?;
         held.apply(&delta);
         Ok(held)
     }
 
-    fn apply(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError> {
-        // A chain that nothing goes to any more stays, until the table is made anew: the next Service with
-        // so many endpoints finds it there.
-        let known = self.chains.get_mut(family);
-        let missing: Vec<Chain> = elements::chains(delta).difference(known).copied().collect();
-        let has_pod_networks = self.skeletons.get(family).has_pod_networks();
-        let chains = missing
-            .iter()
-            .flat_map(|chain| chains::messages(*chain, family, has_pod_networks));
-        self.connection
-            .commit(family, chains.collect(), &elements(delta))?;
-        known.extend(missing);
-        Ok(())
+    fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
+        let knows_pods = self.skeletons.get(family).knows_pods();
+        let chains = elements::chains(delta, knows_pods);
+        self.commit(family, chains, &elements(delta))?;
+        let forgotten = Forgotten::by(held, delta);
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        self.forget(family, |choice| forgotten.contains(choice))
     }
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {

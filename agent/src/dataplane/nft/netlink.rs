@@ -19,9 +19,10 @@ use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::super::DataplaneError;
-use super::decode::{self, Answer};
-use super::elements::{Chain, Elements, Set};
+use super::decode::{self, Answer, Choice, Reading};
+use super::elements::{Elements, Set};
 use super::encode;
+use super::shapes::Chain;
 use super::skeleton::TABLE;
 use crate::diff::Held;
 use crate::model::Family;
@@ -83,12 +84,12 @@ impl Connection {
         }
     }
 
-    /// Everything that our table holds, with the chains that balance. `None` if some of it is not of our making.
+    /// Everything that our table holds, with the chains made for shapes. `None` if some of it is not of our making.
     pub(super) fn read_back(
         &mut self,
         family: Family,
     ) -> Result<Option<(Held, BTreeSet<Chain>)>, DataplaneError> {
-        let mut held = Held::default();
+        let mut reading = Reading::new(family);
         for set in Set::ALL {
             let answers = match self.request(family, encode::dump(set), NLM_F_DUMP) {
                 Err(error) if is(&error, Errno::ENOENT) => return Ok(None),
@@ -97,15 +98,43 @@ impl Connection {
                 })?,
             };
             for answer in &answers {
-                if decode::note_elements(&mut held, set, family, answer).is_none() {
+                if reading.note(set, answer).is_none() {
                     return Ok(None);
                 }
             }
         }
+        let Some(held) = reading.finish() else {
+            return Ok(None);
+        };
         Ok(Some((held, self.chains(family)?)))
     }
 
-    /// The chains of our table that balance.
+    /// The choices that are remembered for clients.
+    pub(super) fn choices(&mut self, family: Family) -> Result<Vec<Choice>, DataplaneError> {
+        let answers = self
+            .request(family, encode::dump_affinity(), NLM_F_DUMP)
+            .map_err(|error| refused("to list who is remembered", error))?;
+        let choices = answers.iter().flat_map(|a| decode::choices(a, family));
+        Ok(choices.collect())
+    }
+
+    /// Forgets choices, by the bytes of their keys. Tells whether all of them were still there; if not, none
+    /// was forgotten.
+    pub(super) fn forget(
+        &mut self,
+        family: Family,
+        keys: &[Vec<u8>],
+    ) -> Result<bool, DataplaneError> {
+        let messages = encode::forget(keys).map(|message| (message, 0));
+        match self.batch(family, messages.collect()) {
+            Err(error) if is(&error, Errno::ENOENT) => Ok(false),
+            result => result
+                .map(|()| true)
+                .map_err(|error| refused("to forget clients", error)),
+        }
+    }
+
+    /// The chains of our table that were made for shapes.
     fn chains(&mut self, family: Family) -> Result<BTreeSet<Chain>, DataplaneError> {
         let request = NfTablesMessage::GetChain(ChainMessage {
             attributes: Vec::new(),
@@ -113,7 +142,7 @@ impl Connection {
         let answers = self
             .request(family, request, NLM_F_DUMP)
             .map_err(|error| refused("to list the chains", error))?;
-        Ok(answers.iter().filter_map(decode::balancing_chain).collect())
+        Ok(answers.iter().filter_map(decode::made_chain).collect())
     }
 
     /// Commits new chains, removals and additions of elements as one transaction. The chains come as messages

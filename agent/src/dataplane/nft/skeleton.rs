@@ -5,14 +5,11 @@
 //! whether it may adopt what is there. nft prints some rules otherwise than they were written, so the text itself is never compared.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-
-use ipnet::IpNet;
 
 use super::chains;
-use super::elements::{At, Chain, Set};
-use crate::model::{Family, PerFamily};
-use crate::plan::Masquerade;
+use super::elements::Set;
+use super::shapes::{At, Chain, Step};
+use crate::model::{AffinityTimeout, Family, PerFamily, Protocol};
 
 /// The name of the table, in both families.
 pub(super) const TABLE: &str = "proxyd";
@@ -23,24 +20,58 @@ pub(super) const MARK_CHAIN: &str = "mark-for-masquerade";
 /// The chain that refuses a connection.
 pub(super) const REJECT_CHAIN: &str = "send-reject";
 
-/// The set of networks whose traffic to a ClusterIP is not masqueraded.
-pub(super) const POD_NETWORKS: &str = "pod-networks";
+/// The map of the choices that are remembered for clients.
+pub(super) const AFFINITY: &str = "affinity";
+
+/// How many choices are remembered in a family, at most. Linux sets aside 16 bytes for each from the start.
+const AFFINITY_SIZE: u32 = 131_072;
 
 /// The settings that the program depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkeletonConfig {
-    /// The networks of the cluster's pods (`--cluster-cidr`). Traffic to a ClusterIP from elsewhere is
-    /// masqueraded; none for a family: none of it is.
-    pub pod_networks: PerFamily<Vec<IpNet>>,
+    /// What tells pods of this cluster or node from others.
+    pub detector: PerFamily<Detector>,
     /// The bit of the packet mark that asks for masquerade (`--iptables-masquerade-bit`), 0 to 31.
     pub masquerade_bit: u8,
+}
+
+/// What tells whether a packet comes from a pod (`--detect-local-mode`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Detector {
+    /// Nothing: no traffic to a ClusterIP is masqueraded but the hairpin, and pods have no short circuit.
+    #[default]
+    None,
+    /// Its source is in the planned networks of pods.
+    Source,
+    /// It comes from an interface.
+    Interface {
+        /// The interface's name.
+        name: String,
+        /// Whether the name is only what it begins with.
+        prefix: bool,
+    },
+}
+
+impl Detector {
+    /// The match of a packet from a pod, or of one that is from elsewhere, as text.
+    fn text(&self, ip: &str, from_pod: bool) -> String {
+        let not = if from_pod { "" } else { "!= " };
+        match self {
+            Self::None => unreachable!("steps ask for pods only where a detector knows them"),
+            Self::Source => format!("{ip} saddr {not}@pod-networks"),
+            Self::Interface { name, prefix } => {
+                let any = if *prefix { "*" } else { "" };
+                format!("iifname {not}\"{name}{any}\"")
+            }
+        }
+    }
 }
 
 /// The program of one family.
 #[derive(Debug, Clone)]
 pub struct Skeleton {
     family: Family,
-    pod_networks: Vec<IpNet>,
+    detector: Detector,
     mark: u32,
     version: String,
 }
@@ -50,23 +81,19 @@ impl Skeleton {
     pub fn new(family: Family, config: &SkeletonConfig) -> Self {
         let mut skeleton = Self {
             family,
-            pod_networks: IpNet::aggregate(config.pod_networks.get(family)),
+            detector: config.detector.get(family).clone(),
             mark: 1 << config.masquerade_bit,
             version: String::new(),
         };
-        let shapes = Chain::SHAPES.map(|(_, at, masquerade)| Chain::Balance {
-            at,
-            masquerade,
-            count: 1,
-        });
-        let has_pod_networks = skeleton.has_pod_networks();
+        let samples: BTreeSet<Chain> = [At::Address, At::NodePort]
+            .into_iter()
+            .flat_map(Chain::samples)
+            .chain([Chain::Remember(AffinityTimeout::DEFAULT)])
+            .collect();
         let mut program = skeleton.text().into_bytes();
-        program.extend(skeleton.chains_text(&shapes.into()).into_bytes());
-        program.extend(
-            shapes
-                .iter()
-                .flat_map(|chain| chains::bytes(*chain, family, has_pod_networks)),
-        );
+        program.extend(skeleton.chains_text(&samples).into_bytes());
+        let of_chain = |chain: &Chain| chains::bytes(*chain, family, &skeleton.detector);
+        program.extend(samples.iter().flat_map(of_chain));
         skeleton.version = format!("proxyd {:016x}", fnv1a(&program));
         skeleton
     }
@@ -76,9 +103,19 @@ impl Skeleton {
         &self.version
     }
 
-    /// Whether it is known which sources are pods of the cluster.
-    pub(super) fn has_pod_networks(&self) -> bool {
-        !self.pod_networks.is_empty()
+    /// Whether it is known which packets come from pods.
+    pub(super) fn knows_pods(&self) -> bool {
+        self.detector != Detector::None
+    }
+
+    /// What tells packets from pods from others.
+    pub(super) fn detector(&self) -> &Detector {
+        &self.detector
+    }
+
+    /// The family of the rules.
+    pub(super) fn family(&self) -> Family {
+        self.family
     }
 
     /// The family as nft names it: `ip` or `ip6`.
@@ -95,7 +132,6 @@ impl Skeleton {
         let version = &self.version;
         let mark = self.mark;
         let unmark = !self.mark;
-        let pod_networks = self.pod_networks_text();
         format!(
             r#"table {ip} {TABLE} {{
 	comment "{version}"
@@ -109,7 +145,7 @@ impl Skeleton {
 		typeof meta l4proto . th dport : verdict
 		counter
 	}}
-	# The endpoints, each under an index from 0 up.
+	# The endpoints, each under an index: from 0 up on every node, from 32768 up on this one.
 	map endpoints {{
 		typeof {ip} daddr . meta l4proto . th dport . numgen random mod 65536 : {ip} daddr . th dport
 	}}
@@ -125,6 +161,34 @@ impl Skeleton {
 		typeof meta l4proto . th dport : verdict
 		counter
 	}}
+	# Session affinity: who remembers the clients of a Service for how long, and whom they were sent to.
+	map affinities {{
+		typeof {ip} daddr . meta l4proto . th dport : verdict
+	}}
+	map node-port-affinities {{
+		typeof meta l4proto . th dport : verdict
+	}}
+	map {AFFINITY} {{
+		typeof {ip} saddr . {ip} daddr . meta l4proto . th dport : {ip} daddr . th dport
+		size {AFFINITY_SIZE}
+		flags dynamic,timeout
+	}}
+	# Load-balancer addresses that only some sources may call.
+	set guarded {{
+		typeof {ip} daddr . meta l4proto . th dport
+	}}
+	set allowed-sources {{
+		typeof {ip} daddr . meta l4proto . th dport . {ip} saddr
+		flags interval
+	}}
+	# The addresses of Services, and the networks that they are allocated from.
+	set cluster-ips {{
+		typeof {ip} daddr
+	}}
+	set service-networks {{
+		typeof {ip} daddr
+		flags interval
+	}}
 	# This node's addresses that have NodePorts.
 	set node-port-addresses {{
 		typeof {ip} daddr
@@ -133,7 +197,12 @@ impl Skeleton {
 	set hairpin {{
 		typeof {ip} saddr . {ip} daddr
 	}}
-{pod_networks}
+	# Where the cluster's pods are; others are masqueraded on their way to a ClusterIP.
+	set pod-networks {{
+		typeof {ip} saddr
+		flags interval
+	}}
+
 	chain nat-prerouting {{
 		type nat hook prerouting priority -100; policy accept;
 		goto balance
@@ -161,6 +230,28 @@ impl Skeleton {
 		masquerade fully-random
 	}}
 
+	# After the translation of the destination, before that of the source.
+	chain filter-postrouting {{
+		type filter hook postrouting priority -150; policy accept;
+		ct state new ct status dnat goto remember
+	}}
+	chain remember {{
+{remember}	}}
+
+	# Before any translation: sources that may not call an address.
+	chain filter-prerouting {{
+		type filter hook prerouting priority -110; policy accept;
+		ct state new goto guard
+	}}
+	chain filter-output-guard {{
+		type filter hook output priority -110; policy accept;
+		ct state new goto guard
+	}}
+	chain guard {{
+		{ip} daddr . meta l4proto . th dport @guarded {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed-sources drop
+	}}
+
+	# After the translation: what no Service took.
 	chain filter-input {{
 		type filter hook input priority -110; policy accept;
 		ct state new goto refuse
@@ -170,72 +261,86 @@ impl Skeleton {
 		ct state new goto refuse
 	}}
 	chain filter-output {{
-		type filter hook output priority -110; policy accept;
+		type filter hook output priority -90; policy accept;
 		ct state new goto refuse
 	}}
 	chain refuse {{
 		{ip} daddr . meta l4proto . th dport vmap @no-endpoints
 		{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @no-endpoint-node-ports
+		{ip} daddr @cluster-ips goto {REJECT_CHAIN}
+		{ip} daddr @service-networks drop
 	}}
 	chain {REJECT_CHAIN} {{
 		meta l4proto tcp reject with tcp reset
 		reject
 	}}
 }}
-"#
+"#,
+            remember = self.remember_text(),
         )
     }
 
-    /// Chains that balance, for as many back ends as each is for.
+    /// The rules that find who remembers a new connection. The port that a client called has a type only beside
+    /// a protocol.
+    fn remember_text(&self) -> String {
+        let ip = self.nft_family();
+        let rule = |protocol: Protocol| {
+            let port = format!("meta l4proto {protocol}");
+            let key = "meta l4proto . ct original proto-dst";
+            format!(
+                "\t\t{port} ct original {ip} daddr . {key} vmap @affinities\n\
+                 \t\tct original {ip} daddr @node-port-addresses {port} {key} vmap @node-port-affinities\n"
+            )
+        };
+        Protocol::ALL.map(rule).concat()
+    }
+
+    /// Chains that were made for a shape.
     pub(super) fn chains_text(&self, chains: &BTreeSet<Chain>) -> String {
         let ip = self.nft_family();
-        let mut text = format!("table {ip} {TABLE} {{\n");
-        for chain in chains {
-            let Chain::Balance {
-                at,
-                masquerade,
-                count,
-            } = *chain
-            else {
-                continue;
-            };
-            let mark = match masquerade {
-                Masquerade::Always => format!("\t\tjump {MARK_CHAIN}\n"),
-                Masquerade::OutsidePods if self.pod_networks.is_empty() => String::new(),
-                Masquerade::OutsidePods => {
-                    format!("\t\t{ip} saddr != @{POD_NETWORKS} jump {MARK_CHAIN}\n")
-                }
-            };
-            let (key, set) = match at {
-                At::Address => (
-                    format!("{ip} daddr . meta l4proto . th dport"),
-                    Set::Endpoints,
-                ),
-                At::NodePort => ("meta l4proto . th dport".to_owned(), Set::NodePortEndpoints),
-            };
-            let map = set.name();
-            write!(
-                text,
-                "\tchain {chain} {{\n{mark}\t\tdnat {ip} to {key} . numgen random mod {count} map @{map}\n\t}}\n"
-            )
-            .expect("writing to a String never fails");
-        }
-        text + "}\n"
+        let chains = chains.iter().map(|chain| {
+            let steps = chain.steps(self.knows_pods()).into_iter();
+            let rules: String = steps
+                .map(|step| format!("\t\t{}\n", self.rule_text(step)))
+                .collect();
+            format!("\tchain {chain} {{\n{rules}\t}}\n")
+        });
+        let chains: String = chains.collect();
+        format!("table {ip} {TABLE} {{\n{chains}}}\n")
     }
 
-    /// The set of pod networks, if there is one. They come from flags and are part of the program.
-    fn pod_networks_text(&self) -> String {
-        if self.pod_networks.is_empty() {
-            return String::new();
-        }
+    /// One rule of a chain that was made for a shape.
+    fn rule_text(&self, step: Step) -> String {
         let ip = self.nft_family();
-        let networks: Vec<String> = self.pod_networks.iter().map(IpNet::to_string).collect();
-        let networks = networks.join(", ");
-        format!(
-            "\t# Where the cluster's pods are; others are masqueraded on their way to a ClusterIP.\n\
-             \tset {POD_NETWORKS} {{\n\t\ttypeof {ip} saddr\n\t\tflags interval\n\
-             \t\telements = {{ {networks} }}\n\t}}\n"
-        )
+        let pods = |from_pod| self.detector.text(ip, from_pod);
+        match step {
+            Step::Mark => format!("jump {MARK_CHAIN}"),
+            Step::MarkOutsidePods => format!("{} jump {MARK_CHAIN}", pods(false)),
+            Step::PodsGoto(chain) => format!("{} goto {chain}", pods(true)),
+            Step::NodeGoto(chain) => format!("fib saddr type local goto {chain}"),
+            Step::Recall => format!(
+                "dnat {ip} to {ip} saddr . {ip} daddr . meta l4proto . th dport map @{AFFINITY}"
+            ),
+            Step::Translate { at, first, count } => {
+                let (address, map) = match at {
+                    At::Address => (format!("{ip} daddr . "), Set::Endpoints.name()),
+                    At::NodePort => (String::new(), Set::NodePortEndpoints.name()),
+                };
+                let offset = match first {
+                    0 => String::new(),
+                    first => format!(" offset {first}"),
+                };
+                format!(
+                    "dnat {ip} to {address}meta l4proto . th dport . numgen random mod {count}{offset} map @{map}"
+                )
+            }
+            Step::Drop => "drop".to_owned(),
+            Step::Remember(protocol, timeout) => format!(
+                "meta l4proto {protocol} update @{AFFINITY} {{ {ip} saddr . ct original {ip} daddr . meta l4proto . \
+                 ct original proto-dst timeout {}s : {ip} daddr . {protocol} dport }}",
+                timeout.seconds()
+            ),
+        }
     }
 }
 

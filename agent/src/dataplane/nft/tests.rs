@@ -6,23 +6,18 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::{self, NodePortAddresses, PlanConfig};
-use crate::testing::{any_service, any_slice};
+use crate::diff::{Change, Slot, Verdict};
+use crate::model::{AffinityTimeout, Frontend, Protocol};
+use crate::plan::{self, Member, PlanConfig, PodNetworks};
+use crate::testing::{any_service, any_service_cidr, any_slice, backend, ip, plan_config, port};
+use decode::Reading;
 use elements::Set;
 
-fn config(pods: &[&str], masquerade_bit: u8) -> SkeletonConfig {
-    let networks = |v4: bool| {
-        let networks = pods
-            .iter()
-            .map(|text| text.parse::<ipnet::IpNet>().unwrap());
-        networks
-            .filter(|network| network.addr().is_ipv4() == v4)
-            .collect()
-    };
+fn config(v4: Detector, masquerade_bit: u8) -> SkeletonConfig {
     SkeletonConfig {
-        pod_networks: PerFamily {
-            v4: networks(true),
-            v6: networks(false),
+        detector: PerFamily {
+            v4,
+            v6: Detector::None,
         },
         masquerade_bit,
     }
@@ -30,47 +25,28 @@ fn config(pods: &[&str], masquerade_bit: u8) -> SkeletonConfig {
 
 #[test]
 fn a_version_changes_with_the_program_and_only_then() {
-    let version = |config: &SkeletonConfig| Skeleton::new(Family::V4, config).version().to_owned();
-    let plain = version(&config(&[], 14));
-    assert_eq!(
-        plain,
-        version(&config(&["fd00::/48"], 14)),
-        "the other family's networks have no part in it"
-    );
-    assert_ne!(plain, version(&config(&[], 15)));
-    assert_ne!(plain, version(&config(&["10.0.0.0/8"], 14)));
-    let halves = config(&["10.0.0.0/9", "10.128.0.0/9"], 14);
-    assert_eq!(version(&config(&["10.0.0.0/8"], 14)), version(&halves));
-    assert_ne!(plain, Skeleton::new(Family::V6, &config(&[], 14)).version());
-}
-
-#[test]
-fn a_chain_of_any_shape_is_known_by_its_name() {
-    for (_, at, masquerade) in Chain::SHAPES {
-        for count in [1, 7, 32_768] {
-            let chain = Chain::Balance {
-                at,
-                masquerade,
-                count,
-            };
-            assert_eq!(Chain::parse(&chain.to_string()), Some(chain));
-        }
-    }
-    assert_eq!(
-        Chain::parse(&Chain::Reject.to_string()),
-        Some(Chain::Reject)
-    );
-    for foreign in [
-        "cluster-0",
-        "cluster-",
-        "cluster",
-        "balance",
-        "cluster-70000",
-        "lb-1",
-        "",
-    ] {
-        assert_eq!(Chain::parse(foreign), None, "{foreign}");
-    }
+    let interface = |name: &str, prefix| Detector::Interface {
+        name: name.to_owned(),
+        prefix,
+    };
+    let configs = [
+        config(Detector::None, 14),
+        config(Detector::None, 15),
+        config(Detector::Source, 14),
+        config(interface("cbr0", false), 14),
+        config(interface("cbr0", true), 14),
+        config(interface("cbr1", true), 14),
+    ];
+    let versions = |family| -> BTreeSet<String> {
+        let skeletons = configs.iter().map(|c| Skeleton::new(family, c));
+        skeletons.map(|s| s.version().to_owned()).collect()
+    };
+    assert_eq!(versions(Family::V4).len(), configs.len());
+    // The other family's detector has no part in it.
+    assert_eq!(versions(Family::V6).len(), 2);
+    assert!(versions(Family::V4).is_disjoint(&versions(Family::V6)));
+    let again = Skeleton::new(Family::V4, &configs[0]);
+    assert!(versions(Family::V4).contains(again.version()));
 }
 
 /// The message as the kernel would send it back.
@@ -87,18 +63,23 @@ proptest! {
     fn what_is_written_can_be_read_back(
         services in prop::collection::vec(any_service(), 0..5),
         slices in prop::collection::vec(any_slice(), 0..6),
+        cidrs in prop::collection::vec(any_service_cidr(), 0..3),
     ) {
         let mut snapshot = crate::model::Snapshot::default();
         services.into_iter().for_each(|service| snapshot.put_service(service));
         slices.into_iter().for_each(|slice| snapshot.put_slice(slice));
-        let plan_config = PlanConfig { node_port_addresses: NodePortAddresses::Primary };
+        // Networks that are neighbours: the one's end is the other's beginning.
+        let pods = ["10.244.0.0/16", "10.245.0.0/24", "0.0.0.0/8", "255.0.0.0/8", "fd00:1::/32", "fd00:2::/31"];
+        let pods = pods.map(|text| text.parse().unwrap());
+        snapshot.set_service_cidrs(cidrs);
+        let config = PlanConfig { pod_networks: PodNetworks::Fixed(pods.into()), ..plan_config() };
         for family in Family::ALL {
-            let tables = plan::tables(&snapshot, &plan_config, family, &Scope::All);
+            let tables = plan::tables(&snapshot, &config, family, &Scope::All);
             let delta = diff(&Held::default(), &tables, &Scope::All);
             let mut written = Held::default();
             written.apply(&delta);
 
-            let mut read = Held::default();
+            let mut reading = Reading::new(family);
             for message in encode::additions(&elements(&delta).added) {
                 let NfTablesMessage::NewSetElement(elements) = &message else {
                     panic!("an addition of elements was expected");
@@ -108,9 +89,114 @@ proptest! {
                 };
                 let set = Set::ALL.into_iter().find(is_for).unwrap();
                 let answer = answered(message);
-                prop_assert_eq!(decode::note_elements(&mut read, set, family, &answer), Some(()));
+                prop_assert_eq!(reading.note(set, &answer), Some(()));
             }
-            prop_assert_eq!(written, read);
+            prop_assert_eq!(reading.finish(), Some(written));
         }
     }
+}
+
+/// A front end that keeps its clients, and what is remembered of one of them.
+fn sticky() -> (Held, Frontend, impl Fn(&str, &str) -> decode::Choice) {
+    let frontend = Frontend::Address {
+        ip: ip("10.96.0.1"),
+        protocol: Protocol::Tcp,
+        port: port(80),
+    };
+    let mut held = Held::default();
+    held.set_verdict(frontend, Some(verdict(2, AffinityTimeout::new(60))));
+    let backends = ["10.1.0.1:80", "10.1.0.2:80"].map(backend);
+    for (index, backend) in (0..).zip(backends) {
+        held.set_backend(Slot { frontend, index }, Some(backend));
+    }
+    let choice = |called: &str, to: &str| decode::Choice {
+        key: Vec::new(),
+        called: ip(called),
+        protocol: Protocol::Tcp,
+        port: port(80),
+        backend: backend(to),
+    };
+    (held, frontend, choice)
+}
+
+fn verdict(count: u16, affinity: Option<AffinityTimeout>) -> Verdict {
+    Verdict::Balance {
+        policy: plan::Policy::Cluster,
+        count,
+        local: 0,
+        affinity,
+    }
+}
+
+#[test]
+fn a_client_is_forgotten_when_its_back_end_leaves() {
+    let (held, frontend, choice) = sticky();
+    let change = |index, from: Option<&str>, to: Option<&str>| Change {
+        key: Slot { frontend, index },
+        from: from.map(backend),
+        to: to.map(backend),
+    };
+    // The second back end takes the place of the first, which leaves.
+    let delta = Delta {
+        backends: vec![
+            change(0, Some("10.1.0.1:80"), Some("10.1.0.2:80")),
+            change(1, Some("10.1.0.2:80"), None),
+        ],
+        ..Delta::default()
+    };
+    let forgotten = Forgotten::by(&held, &delta);
+    assert!(forgotten.contains(&choice("10.96.0.1", "10.1.0.1:80")));
+    assert!(!forgotten.contains(&choice("10.96.0.1", "10.1.0.2:80")));
+    assert!(!forgotten.contains(&choice("10.96.0.2", "10.1.0.1:80")));
+    let another = Delta {
+        backends: vec![change(2, None, Some("10.1.0.3:80"))],
+        ..Delta::default()
+    };
+    assert!(Forgotten::by(&held, &another).is_empty());
+}
+
+#[test]
+fn all_clients_are_forgotten_when_affinity_ends() {
+    let (held, frontend, choice) = sticky();
+    let with = AffinityTimeout::new(60);
+    let becomes = |to| {
+        let from = Some(verdict(2, with));
+        let rules = vec![Change {
+            key: frontend,
+            from,
+            to,
+        }];
+        let delta = Delta {
+            rules,
+            ..Delta::default()
+        };
+        Forgotten::by(&held, &delta).contains(&choice("10.96.0.1", "10.1.0.2:80"))
+    };
+    assert!(becomes(Some(verdict(2, None))));
+    assert!(becomes(Some(Verdict::Reject)));
+    assert!(becomes(None));
+    assert!(!becomes(Some(verdict(3, with))), "one more back end");
+    assert!(!becomes(Some(verdict(2, AffinityTimeout::new(61)))));
+}
+
+#[test]
+fn what_is_remembered_is_known_by_its_front_end_and_back_end() {
+    let (mut held, frontend, choice) = sticky();
+    let known = |held: &Held, called, to| forget::is_known(held, &choice(called, to));
+    assert!(known(&held, "10.96.0.1", "10.1.0.1:80"));
+    assert!(!known(&held, "10.96.0.1", "10.1.0.3:80"));
+    assert!(!known(&held, "192.168.0.2", "10.1.0.1:80"));
+    let node_port = Frontend::NodePort {
+        family: Family::V4,
+        protocol: Protocol::Tcp,
+        port: port(80),
+    };
+    let entry = held.entries[&frontend].clone();
+    held.entries.insert(node_port, entry);
+    assert!(!known(&held, "192.168.0.2", "10.1.0.1:80"));
+    held.members
+        .insert(Member::NodePortAddress(ip("192.168.0.2")));
+    assert!(known(&held, "192.168.0.2", "10.1.0.1:80"));
+    held.set_verdict(frontend, Some(verdict(2, None)));
+    assert!(!known(&held, "10.96.0.1", "10.1.0.1:80"));
 }

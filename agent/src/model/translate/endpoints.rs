@@ -5,7 +5,8 @@
 
 use k8s_openapi::api::core::v1 as api;
 
-use super::{endpoint_address, keep_good, name_of, port, protocol, slice::place};
+use super::slice::{SKIPPED, place};
+use super::{address, keep_good, name_of, port, protocol};
 use crate::model::{Complaint, Endpoint, ObjectName, Parsed, Slice, SlicePort};
 
 /// Translates an Endpoints object to one slice for each of its subsets, as the node `node_name` sees it.
@@ -61,11 +62,12 @@ fn addresses(
     ready.chain(not_ready).map(move |(list, i, object, ready)| {
         let field = format!("subsets[{subset_index}].{list}[{i}].ip");
         Ok(Endpoint {
-            address: endpoint_address(&object.ip, field)?,
+            address: address(&object.ip, field, SKIPPED)?,
             place: place(object.node_name.as_deref(), node_name),
             ready,
             serving: ready,
             terminating: false,
+            hints: None,
         })
     })
 }

@@ -8,16 +8,19 @@ mod endpoints;
 mod node;
 mod objects;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use endpoints::endpoints;
 pub use node::node;
 pub use objects::Objects;
 pub use service::service;
+pub use service_cidr::service_cidr;
 pub use slice::slice;
 
 use super::{Complaint, ObjectName, Port, Protocol};
@@ -59,7 +62,7 @@ fn protocol(text: Option<&str>, field: &str) -> Result<Protocol, Complaint> {
         "TCP" => Ok(Protocol::Tcp),
         "UDP" => Ok(Protocol::Udp),
         "SCTP" => Ok(Protocol::Sctp),
-        other => Err(Complaint::invalid(
+        other => Err(Complaint::new(
             format!("{field}.protocol"),
             format!("{other:?} is not one of TCP, UDP, SCTP; this port is skipped"),
         )),
@@ -72,30 +75,81 @@ fn port(number: i32, field: String) -> Result<Port, Complaint> {
         .ok()
         .and_then(Port::new)
         .ok_or_else(|| {
-            Complaint::invalid(
+            Complaint::new(
                 field,
                 format!("{number} is not a port number (1 to 65535); this port is skipped"),
             )
         })
 }
 
-/// Reads the address of an endpoint, and refuses those that kube-apiserver does (its `ValidateNonSpecialIP`).
-fn endpoint_address(text: &str, field: String) -> Result<IpAddr, Complaint> {
-    let Ok(address) = text.parse::<IpAddr>() else {
-        let reason = format!("{text:?} is not an IP address; the endpoint is skipped");
-        return Err(Complaint::invalid(field, reason));
+/// Reads an address that other machines may have, and refuses those that kube-apiserver does for endpoints (its
+/// `ValidateNonSpecialIP`).
+fn address(text: &str, field: String, consequence: &str) -> Result<IpAddr, Complaint> {
+    let Some(address) = parse_address(text) else {
+        let reason = format!("{text:?} is not an IP address; {consequence}");
+        return Err(Complaint::new(field, reason));
     };
+    if is_special(address) {
+        let reason = format!(
+            "{address} is an unspecified, loopback, link-local or multicast address; {consequence}"
+        );
+        return Err(Complaint::new(field, reason));
+    }
+    Ok(address)
+}
+
+/// Whether an address cannot be that of another machine, so that no rule may have to do with it.
+fn is_special(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     };
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local {
+    address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local
+}
+
+/// Reads a network, as kube-apiserver does: with spaces around it, and with zeros before a number of an IPv4
+/// address (its `ParseCIDRSloppy`). Bits after the prefix do not count.
+fn network(text: &str, field: String) -> Result<IpNet, Complaint> {
+    let trimmed = text.trim();
+    let parsed = trimmed
+        .parse()
+        .ok()
+        .or_else(|| without_leading_zeros(trimmed)?.parse().ok());
+    let network: Option<IpNet> = parsed;
+    network.map(|network| network.trunc()).ok_or_else(|| {
         let reason = format!(
-            "{address} is an unspecified, loopback, link-local or multicast address; the endpoint is skipped"
+            "{text:?} is not a network such as 192.0.2.0/24 or 2001:db8::/32; it is skipped"
         );
-        return Err(Complaint::invalid(field, reason));
-    }
-    Ok(address)
+        Complaint::new(field, reason)
+    })
+}
+
+/// Reads an address, as kube-apiserver does (its `ParseIPSloppy`). IPv4 addresses mapped to IPv6 become IPv4.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let parsed: Option<IpAddr> = text
+        .parse()
+        .ok()
+        .or_else(|| without_leading_zeros(text)?.parse().ok());
+    parsed.map(|address| address.to_canonical())
+}
+
+/// An IPv4 address, or network, without zeros before its numbers; `None` for anything else. Old objects have
+/// such addresses, and Kubernetes reads them as decimal.
+fn without_leading_zeros(text: &str) -> Option<String> {
+    let (address, prefix) = text
+        .split_once('/')
+        .map_or((text, None), |(a, p)| (a, Some(p)));
+    let number = |text: &str| {
+        let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number: u8 = text.parse().ok().filter(|_| is_number)?;
+        Some(number.to_string())
+    };
+    let numbers: Vec<String> = address.split('.').map(number).collect::<Option<_>>()?;
+    let address = numbers.join(".");
+    Some(match prefix {
+        Some(prefix) => format!("{address}/{}", number(prefix)?),
+        None => address,
+    })
 }
 
 /// Keeps what is good and sets the complaints aside.

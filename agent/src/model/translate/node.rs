@@ -2,8 +2,14 @@
 
 use k8s_openapi::api::core::v1 as api;
 
-use super::name_of;
+use super::{label, name_of};
 use crate::model::Node;
+
+/// The taint of a node that the cluster autoscaler is about to remove.
+const SCALING_DOWN_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
+/// The label with a node's zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Translates a Node. Addresses that are host names are left out.
 pub fn node(object: &api::Node) -> Node {
@@ -18,8 +24,31 @@ pub fn node(object: &api::Node) -> Node {
             .filter(move |address| address.type_ == wanted)
             .filter_map(|address| address.address.parse().ok())
     };
+    let spec = object.spec.as_ref();
+    let taints = spec.and_then(|spec| spec.taints.as_deref());
+    let taints = taints.unwrap_or_default();
     Node {
         name: name_of(&object.metadata).name().to_owned(),
         addresses: of_type("InternalIP").chain(of_type("ExternalIP")).collect(),
+        pod_networks: pod_networks(spec),
+        zone: label(&object.metadata, ZONE_LABEL)
+            .filter(|zone| !zone.is_empty())
+            .map(Into::into),
+        leaving: object.metadata.deletion_timestamp.is_some()
+            || taints.iter().any(|taint| taint.key == SCALING_DOWN_TAINT),
     }
+}
+
+/// `podCIDRs`, or `podCIDR` where that list is missing.
+fn pod_networks(spec: Option<&api::NodeSpec>) -> Vec<ipnet::IpNet> {
+    let listed = spec.and_then(|spec| spec.pod_cidrs.as_deref());
+    let single = spec.and_then(|spec| spec.pod_cidr.as_ref());
+    let texts = match listed {
+        Some(listed) if !listed.is_empty() => listed.iter().collect(),
+        _ => Vec::from_iter(single),
+    };
+    let networks = texts
+        .into_iter()
+        .filter_map(|text| text.parse::<ipnet::IpNet>().ok());
+    networks.map(|network| network.trunc()).collect()
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 
-use crate::model::{Node, ObjectName, Parsed, Service, Slice};
+use crate::model::{Node, ObjectName, Parsed, Service, ServiceCidr, Slice};
 
 /// API objects that were read once and completely, for the dry run and for manifests.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub struct Objects {
     pub endpoints: Vec<core::Endpoints>,
     /// Every Node that was found.
     pub nodes: Vec<core::Node>,
+    /// Every ServiceCIDR.
+    pub service_cidrs: Vec<networking::ServiceCIDR>,
 }
 
 impl Objects {
@@ -44,6 +47,11 @@ impl Objects {
         slices
             .chain(stand_in.flat_map(|object| super::endpoints(object, node_name)))
             .collect()
+    }
+
+    /// The ServiceCIDRs, translated.
+    pub fn parsed_service_cidrs(&self) -> Vec<Parsed<ServiceCidr>> {
+        self.service_cidrs.iter().map(super::service_cidr).collect()
     }
 
     /// The Node object of this node, translated.

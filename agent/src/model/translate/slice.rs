@@ -2,10 +2,11 @@
 
 use k8s_openapi::api::discovery::v1 as api;
 
-use super::{
-    HEADLESS_LABEL, endpoint_address, keep_good, label, name_of, port, protocol, service_of,
-};
-use crate::model::{Complaint, Endpoint, Family, Parsed, Place, Slice, SlicePort};
+use super::{HEADLESS_LABEL, address, keep_good, label, name_of, port, protocol, service_of};
+use crate::model::{Complaint, Endpoint, Family, Hints, Parsed, Place, Slice, SlicePort};
+
+/// What follows from an address that cannot be an endpoint's.
+pub(super) const SKIPPED: &str = "the endpoint is skipped";
 
 /// Translates an EndpointSlice as the node `node_name` sees it. FQDN slices, those of headless Services
 /// and those without a Service come out as ignored.
@@ -21,7 +22,7 @@ pub fn slice(object: &api::EndpointSlice, node_name: &str) -> Parsed<Slice> {
         "FQDN" => return Parsed::ignored(name),
         other => {
             let reason = format!("{other:?} is not one of IPv4, IPv6, FQDN; the slice is skipped");
-            let complaints = vec![Complaint::invalid("addressType", reason)];
+            let complaints = vec![Complaint::new("addressType", reason)];
             return Parsed {
                 name,
                 object: None,
@@ -84,12 +85,12 @@ fn endpoint(
         .map(String::as_str)
         .unwrap_or_default();
     let field = format!("endpoints[{index}].addresses[0]");
-    let address = endpoint_address(text, field.clone())?;
+    let address = address(text, field.clone(), SKIPPED)?;
     if Family::of(address) != family {
         let reason = format!(
             "{address} is not an {family} address as addressType says; the endpoint is skipped"
         );
-        return Err(Complaint::invalid(field, reason));
+        return Err(Complaint::new(field, reason));
     }
     let conditions = object.conditions.as_ref();
     Ok(Endpoint {
@@ -98,7 +99,23 @@ fn endpoint(
         ready: conditions.and_then(|c| c.ready).unwrap_or(true),
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        hints: object
+            .hints
+            .as_ref()
+            .and_then(|object| hints(object, node_name))
+            .map(Box::new),
     })
+}
+
+/// Who should use the endpoint; `None` if nobody is named.
+fn hints(object: &api::EndpointHints, node_name: &str) -> Option<Hints> {
+    let nodes = object.for_nodes.as_deref().unwrap_or_default();
+    let zones = object.for_zones.as_deref().unwrap_or_default();
+    let hints = Hints {
+        this_node: (!nodes.is_empty()).then(|| nodes.iter().any(|node| node.name == node_name)),
+        zones: zones.iter().map(|zone| zone.name.as_str().into()).collect(),
+    };
+    (hints != Hints::default()).then_some(hints)
 }
 
 /// Where an endpoint with this `nodeName` runs.

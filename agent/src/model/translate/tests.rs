@@ -6,7 +6,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::Parsed;
+use crate::model::{AffinityTimeout, Parsed};
 
 /// A Service with this spec, named `default/web`.
 fn a_service(spec: Value) -> core::Service {
@@ -55,7 +55,7 @@ fn a_service_keeps_what_is_good() {
             .as_ref()
             .unwrap()
             .frontends()
-            .map(|(f, _)| format!("{f}\n"));
+            .map(|claimed| format!("{}\n", claimed.frontend));
         served.assert_eq(&frontends.collect::<String>());
         complained.assert_eq(&complaints(&parsed));
     };
@@ -74,8 +74,8 @@ fn a_service_keeps_what_is_good() {
         }),
         expect![[r#"
             10.96.0.1:80 tcp
-            IPv4 node port 30080 tcp
             [fd00::1]:80 tcp
+            IPv4 node port 30080 tcp
             IPv6 node port 30080 tcp
         "#]],
         expect![""],
@@ -102,17 +102,146 @@ fn a_service_keeps_what_is_good() {
             spec.ports[4].nodePort: 65536 is not a port number (1 to 65535); this port is skipped
         "#]],
     );
+    // Addresses: those of a family without a ClusterIP, doubled and impossible ones are left out.
+    let mut object = json!({
+        "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }],
+        "externalIPs": ["198.51.100.1", "203.0.113.1", "2001:db8::1", "127.0.0.1", "198.051.100.002", "x"],
+    });
     check(
-        json!({
-            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }],
-            "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Cluster",
-        }),
+        object.clone(),
         expect![[r#"
-            10.96.0.1:80 tcp
+        10.96.0.1:80 tcp
+        198.51.100.1:80 tcp
+        203.0.113.1:80 tcp
+        198.51.100.2:80 tcp
+    "#]],
+        expect![[r#"
+        spec.externalIPs[2]: the Service has no ClusterIP of the family of 2001:db8::1; it is skipped
+        spec.externalIPs[3]: 127.0.0.1 is an unspecified, loopback, link-local or multicast address; it is skipped
+        spec.externalIPs[5]: "x" is not an IP address; it is skipped
+    "#]],
+    );
+    object["type"] = json!("ClusterIP");
+    object["externalIPs"] = json!(["::ffff:198.51.100.7", "10.96.0.1"]);
+    check(
+        object,
+        expect![[r#"
+        10.96.0.1:80 tcp
+        198.51.100.7:80 tcp
+    "#]],
+        expect![[r#""#]],
+    );
+}
+
+#[test]
+fn a_load_balancer_sends_here_what_it_does_not_translate() {
+    let ingress = json!([
+        { "ip": "203.0.113.1" }, { "ip": "203.0.113.2", "ipMode": "VIP" }, { "ip": "203.0.113.3", "ipMode": "Proxy" },
+        { "hostname": "lb.example.com" }, { "ip": "" }, { "ip": "203.0.113.1" }, { "ip": "everywhere" },
+    ]);
+    let spec =
+        json!({ "type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{ "port": 80 }] });
+    let mut object = a_service(spec);
+    let status = json!({ "loadBalancer": { "ingress": ingress } });
+    object.status = Some(serde_json::from_value(status).unwrap());
+    let parsed = service(&object);
+    let ips: Vec<String> = parsed
+        .object
+        .as_ref()
+        .unwrap()
+        .load_balancer_ips
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(ips, ["203.0.113.1", "203.0.113.2"]);
+    expect![[r#"
+        status.loadBalancer.ingress[6].ip: "everywhere" is not an IP address; it is skipped
+    "#]]
+    .assert_eq(&complaints(&parsed));
+    object.spec.as_mut().unwrap().type_ = Some("NodePort".to_owned());
+    assert!(
+        service(&object)
+            .object
+            .unwrap()
+            .load_balancer_ips
+            .is_empty()
+    );
+}
+
+#[test]
+fn policies_affinity_and_ranges_are_read() {
+    let check = |spec: Value, expected: Expect, complained: Expect| {
+        let mut spec = spec;
+        spec["clusterIP"] = json!("10.96.0.1");
+        let parsed = service(&a_service(spec));
+        let service = parsed.object.as_ref().unwrap();
+        expected.assert_eq(&format!(
+            "internal {:?}, external {:?}, affinity {:?}, ranges {:?}, health {:?}",
+            service.internal_policy,
+            service.external_policy,
+            service.affinity.map(AffinityTimeout::seconds),
+            service.source_ranges.as_deref(),
+            service.health_check_port,
+        ));
+        complained.assert_eq(&complaints(&parsed));
+    };
+    check(
+        json!({}),
+        expect!["internal Cluster, external Cluster, affinity None, ranges None, health None"],
+        expect![[r#""#]],
+    );
+    check(
+        json!({ "type": "LoadBalancer", "internalTrafficPolicy": "Local", "externalTrafficPolicy": "Local",
+            "sessionAffinity": "ClientIP", "healthCheckNodePort": 31000,
+            "loadBalancerSourceRanges": [" 10.0.0.7/8 ", "192.168.001.0/024", "10.1.0.0/16", "fd00::/8"] }),
+        expect![
+            "internal Local, external Local, affinity Some(10800), ranges Some([10.0.0.0/8, 192.168.1.0/24, fd00::/8]), health Some(31000)"
+        ],
+        expect![[r#""#]],
+    );
+    let affinity = |seconds: i64| json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": seconds } } });
+    check(
+        affinity(60),
+        expect!["internal Cluster, external Cluster, affinity Some(60), ranges None, health None"],
+        expect![[r#""#]],
+    );
+    check(
+        affinity(0),
+        expect!["internal Cluster, external Cluster, affinity Some(1), ranges None, health None"],
+        expect![[r#"
+        spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not a number of seconds from 1 to 86400; 1 is used
+    "#]],
+    );
+    check(
+        affinity(86_401),
+        expect![
+            "internal Cluster, external Cluster, affinity Some(86400), ranges None, health None"
+        ],
+        expect![[r#"
+        spec.sessionAffinityConfig.clientIP.timeoutSeconds: 86401 is not a number of seconds from 1 to 86400; 86400 is used
+    "#]],
+    );
+    // Ranges that cannot be read let nobody in; those of other types do not count.
+    check(
+        json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": ["nowhere", "+1.0.0.0/8", "1.2.3/8"] }),
+        expect!["internal Cluster, external Cluster, affinity None, ranges Some([]), health None"],
+        expect![[r#"
+            spec.loadBalancerSourceRanges[0]: "nowhere" is not a network such as 192.0.2.0/24 or 2001:db8::/32; it is skipped
+            spec.loadBalancerSourceRanges[1]: "+1.0.0.0/8" is not a network such as 192.0.2.0/24 or 2001:db8::/32; it is skipped
+            spec.loadBalancerSourceRanges[2]: "1.2.3/8" is not a network such as 192.0.2.0/24 or 2001:db8::/32; it is skipped
         "#]],
+    );
+    check(
+        json!({ "type": "NodePort", "loadBalancerSourceRanges": ["10.0.0.0/8"], "healthCheckNodePort": 31000 }),
+        expect!["internal Cluster, external Cluster, affinity None, ranges None, health None"],
+        expect![[r#""#]],
+    );
+    check(
+        json!({ "internalTrafficPolicy": "local", "externalTrafficPolicy": "", "sessionAffinity": "Cookie" }),
+        expect!["internal Cluster, external Cluster, affinity None, ranges None, health None"],
         expect![[r#"
-            spec.externalTrafficPolicy: not acted on by this version of proxyd: connections go to endpoints on every node
-            spec.sessionAffinity: not acted on by this version of proxyd: a client's connections are spread over all endpoints
+            spec.internalTrafficPolicy: "local" is not one of Cluster, Local; it is served as Cluster
+            spec.sessionAffinity: "Cookie" is not one of None, ClientIP; there is no affinity
         "#]],
     );
 }
@@ -132,8 +261,8 @@ fn what_is_doubled_or_unknown_is_told() {
         json!({ "type": "Nodeport", "clusterIP": "10.96.0.1", "ports": ports }),
     ));
     expect![[r#"
-        spec.type: "Nodeport" is not a type of Service; it is served as ClusterIP
         spec.ports: "b" is a second port 80 tcp; it is skipped
+        spec.type: "Nodeport" is not a type of Service; it is served as ClusterIP
     "#]]
     .assert_eq(&complaints(&parsed));
     assert_eq!(parsed.object.unwrap().ports.len(), 2);
@@ -166,6 +295,7 @@ fn a_slice_keeps_what_is_good() {
                         ready: true,
                         serving: true,
                         terminating: false,
+                        hints: None,
                     },
                     Endpoint {
                         address: 10.1.0.3,
@@ -173,6 +303,7 @@ fn a_slice_keeps_what_is_good() {
                         ready: false,
                         serving: true,
                         terminating: true,
+                        hints: None,
                     },
                 ],
             )
@@ -268,6 +399,69 @@ fn endpoints_stand_in_for_slices() {
         subsets[1].addresses[1].ip: 127.0.0.1 is an unspecified, loopback, link-local or multicast address; the endpoint is skipped
     "#]]
     .assert_eq(&complaints(&second));
+}
+
+#[test]
+fn an_endpoint_keeps_its_hints() {
+    let hints = |hints: Value| {
+        let endpoints = json!([{ "addresses": ["10.1.0.1"], "hints": hints }]);
+        let parsed = slice(&a_slice("IPv4", json!([]), endpoints), "node-1");
+        let slice = parsed.object.unwrap();
+        let hints = slice.endpoints[0].hints.clone();
+        hints.map(|hints| {
+            (
+                hints.this_node,
+                hints.zones.iter().map(ToString::to_string).collect(),
+            )
+        })
+    };
+    let zones = |zones: &[&str]| -> Vec<String> { zones.iter().map(ToString::to_string).collect() };
+    assert_eq!(hints(json!(null)), None);
+    assert_eq!(hints(json!({ "forZones": [], "forNodes": [] })), None);
+    assert_eq!(
+        hints(json!({ "forZones": [{ "name": "a" }, { "name": "b" }] })),
+        Some((None, zones(&["a", "b"])))
+    );
+    assert_eq!(
+        hints(json!({ "forNodes": [{ "name": "node-2" }, { "name": "node-1" }] })),
+        Some((Some(true), zones(&[])))
+    );
+    assert_eq!(
+        hints(json!({ "forNodes": [{ "name": "node-2" }] })),
+        Some((Some(false), zones(&[])))
+    );
+}
+
+#[test]
+fn a_node_tells_its_zone_its_pods_and_whether_it_leaves() {
+    let of = |object: Value| node(&serde_json::from_value(object).unwrap());
+    let plain = of(
+        json!({ "metadata": { "name": "node-1", "labels": { "topology.kubernetes.io/zone": "a" } },
+        "spec": { "podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00:1::/64"] } }),
+    );
+    assert_eq!(plain.zone.as_deref(), Some("a"));
+    assert_eq!(plain.pod_networks.len(), 2);
+    assert!(!plain.leaving);
+    let single =
+        of(json!({ "metadata": { "name": "node-1" }, "spec": { "podCIDR": "10.1.0.0/24" } }));
+    assert_eq!((single.pod_networks.len(), single.zone), (1, None));
+    let taint =
+        json!([{ "key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule" }]);
+    assert!(of(json!({ "metadata": { "name": "node-1" }, "spec": { "taints": taint } })).leaving);
+    assert!(
+        of(
+            json!({ "metadata": { "name": "node-1", "deletionTimestamp": "2026-01-01T00:00:00Z" } })
+        )
+        .leaving
+    );
+}
+
+#[test]
+fn a_service_cidr_keeps_what_is_good() {
+    let object = json!({ "metadata": { "name": "kubernetes" }, "spec": { "cidrs": ["10.96.0.0/16", "fd00::/112", "x"] } });
+    let parsed = service_cidr(&serde_json::from_value(object).unwrap());
+    assert_eq!(parsed.object.as_ref().unwrap().networks.len(), 2);
+    assert_eq!(parsed.complaints.len(), 1);
 }
 
 #[test]

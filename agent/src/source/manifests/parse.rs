@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::api::networking::v1 as networking;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -55,6 +56,7 @@ enum Object {
     Slice(Box<discovery::EndpointSlice>),
     Endpoints(Box<core::Endpoints>),
     Node(Box<core::Node>),
+    ServiceCidr(Box<networking::ServiceCIDR>),
 }
 
 impl ManifestError {
@@ -267,6 +269,9 @@ fn take_objects(
         ("v1", "Endpoints") => typed(value, &mut ignored).map(Object::Endpoints),
         ("v1", "Node") => typed(value, &mut ignored).map(Object::Node),
         ("discovery.k8s.io/v1", "EndpointSlice") => typed(value, &mut ignored).map(Object::Slice),
+        ("networking.k8s.io/v1", "ServiceCIDR") => {
+            typed(value, &mut ignored).map(Object::ServiceCidr)
+        }
         (_, "Service" | "Endpoints" | "Node") if !api.contains('/') => Err(format!(
             "apiVersion: {api:?} is not known for a {kind}; write v1"
         )),
@@ -332,6 +337,7 @@ impl Object {
             Self::Slice(object) => (&mut object.metadata, true),
             Self::Endpoints(object) => (&mut object.metadata, true),
             Self::Node(object) => (&mut object.metadata, false),
+            Self::ServiceCidr(object) => (&mut object.metadata, false),
         };
         if metadata.name.as_ref().is_none_or(String::is_empty) {
             return Err("metadata.name: missing".to_owned());
@@ -350,6 +356,7 @@ impl Object {
             Self::Slice(object) => ("EndpointSlice", name_of(&object.metadata)),
             Self::Endpoints(object) => ("Endpoints", name_of(&object.metadata)),
             Self::Node(object) => ("Node", name_of(&object.metadata)),
+            Self::ServiceCidr(object) => ("ServiceCIDR", name_of(&object.metadata)),
         }
     }
 }
@@ -388,6 +395,7 @@ pub(super) fn collect(
                 Object::Slice(object) => objects.slices.push(*object),
                 Object::Endpoints(object) => objects.endpoints.push(*object),
                 Object::Node(object) => objects.nodes.push(*object),
+                Object::ServiceCidr(object) => objects.service_cidrs.push(*object),
             }
         }
     }
