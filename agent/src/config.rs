@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use crate::cli::Cli;
-use crate::dataplane::nft::SkeletonConfig;
+use crate::dataplane::nft::{Detector, SkeletonConfig};
 use crate::model::PerFamily;
-use crate::plan::{NodePortAddresses, PlanConfig};
+use crate::plan::{NodePortAddresses, PlanConfig, PodNetworks};
 
 /// What proxyd is to do, and with what.
 #[derive(Debug, Clone)]
@@ -78,8 +78,9 @@ impl Config {
             SourceConfig::Manifests(cli.manifests)
         };
         let cluster = networks("cluster-cidr", &cli.cluster_cidr)?;
-        let (v4, v6) = cluster
-            .into_iter()
+        let (v4, v6): (Vec<IpNet>, Vec<IpNet>) = cluster
+            .iter()
+            .copied()
             .partition(|network| network.network().is_ipv4());
         Ok(Self {
             mode,
@@ -87,12 +88,27 @@ impl Config {
             node_name: node_name(cli.hostname_override)?,
             plan: PlanConfig {
                 node_port_addresses: node_port_addresses(&cli.nodeport_addresses)?,
+                pod_networks: PodNetworks::Fixed(cluster),
+                masquerade_all: false,
             },
             skeleton: SkeletonConfig {
+                detector: PerFamily {
+                    v4: detector(&v4),
+                    v6: detector(&v6),
+                },
                 pod_networks: PerFamily { v4, v6 },
                 masquerade_bit: cli.iptables_masquerade_bit,
             },
         })
+    }
+}
+
+/// By source address, where there are networks to go by.
+fn detector(networks: &[IpNet]) -> Detector {
+    if networks.is_empty() {
+        Detector::None
+    } else {
+        Detector::Source
     }
 }
 

@@ -75,8 +75,14 @@ fn run(objects: &Objects) -> DryRun {
         node_name: "node-1",
         plan: &PlanConfig {
             node_port_addresses: NodePortAddresses::Primary,
+            pod_networks: crate::plan::PodNetworks::Fixed(vec![]),
+            masquerade_all: false,
         },
         skeleton: &SkeletonConfig {
+            detector: PerFamily {
+                v4: crate::dataplane::nft::Detector::Source,
+                v6: crate::dataplane::nft::Detector::None,
+            },
             pod_networks: PerFamily {
                 v4: vec!["10.1.0.0/16".parse().unwrap()],
                 v6: vec![],

@@ -14,6 +14,8 @@ use crate::testing::{any_event, endpoint, good, name, node_facts, service, slice
 fn engine() -> Engine {
     Engine::new(PlanConfig {
         node_port_addresses: NodePortAddresses::Primary,
+        pod_networks: crate::plan::PodNetworks::Fixed(vec![]),
+        masquerade_all: false,
     })
 }
 

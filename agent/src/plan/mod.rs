@@ -26,11 +26,24 @@ pub enum NodePortAddresses {
     In(Vec<IpNet>),
 }
 
+/// Whose sources are pods, where the detector goes by address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodNetworks {
+    /// Those in these networks, from `--cluster-cidr`.
+    Fixed(Vec<IpNet>),
+    /// Those in the podCIDRs of the Node object.
+    OfNode,
+}
+
 /// The settings that planning depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanConfig {
     /// Which addresses have NodePorts.
     pub node_port_addresses: NodePortAddresses,
+    /// Whose sources are pods.
+    pub pod_networks: PodNetworks,
+    /// Whether all traffic to a ClusterIP is masqueraded (`--masquerade-all`).
+    pub masquerade_all: bool,
 }
 
 /// Plans a family, or the part of it that is in scope. What is in scope and absent from the result is to go.

@@ -141,6 +141,8 @@ fn node_ports_are_at_the_addresses_that_the_flag_names() {
     let planned = |snapshot: &Snapshot, config: NodePortAddresses| {
         let config = PlanConfig {
             node_port_addresses: config,
+            pod_networks: crate::plan::PodNetworks::Fixed(vec![]),
+            masquerade_all: false,
         };
         Family::ALL.map(|family| tables(snapshot, &config, family, &Scope::All).node_port_addresses)
     };
@@ -198,7 +200,7 @@ proptest! {
         (services, shuffled_services) in prop::collection::vec(any_service(), 0..6).prop_flat_map(shuffled),
         (slices, shuffled_slices) in prop::collection::vec(any_slice(), 0..8).prop_flat_map(shuffled),
     ) {
-        let config = PlanConfig { node_port_addresses: NodePortAddresses::Primary };
+        let config = PlanConfig { node_port_addresses: NodePortAddresses::Primary, pod_networks: crate::plan::PodNetworks::Fixed(vec![]), masquerade_all: false };
         let mut other = Snapshot::default();
         shuffled_slices.into_iter().for_each(|slice| other.put_slice(slice));
         shuffled_services.into_iter().for_each(|service| other.put_service(service));

@@ -16,7 +16,7 @@ mod skeleton;
 use std::collections::BTreeSet;
 
 use elements::Chain;
-pub use skeleton::{Skeleton, SkeletonConfig};
+pub use skeleton::{Detector, Skeleton, SkeletonConfig};
 
 use crate::diff::{Delta, Held, diff};
 use crate::model::{Family, PerFamily, Scope};

@@ -26,12 +26,30 @@ pub(super) const REJECT_CHAIN: &str = "send-reject";
 /// The set of networks whose traffic to a ClusterIP is not masqueraded.
 pub(super) const POD_NETWORKS: &str = "pod-networks";
 
+/// How a packet's source is told to be a pod of this cluster or node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Detector {
+    /// Nothing tells pods apart.
+    None,
+    /// By the set of pod networks.
+    Source,
+    /// By the interface that the packet came in from.
+    Interface {
+        /// The name of the interface, or how it begins.
+        name: String,
+        /// Whether every interface whose name begins so is meant.
+        prefix: bool,
+    },
+}
+
 /// The settings that the program depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SkeletonConfig {
     /// The networks of the cluster's pods (`--cluster-cidr`). Traffic to a ClusterIP from elsewhere is
     /// masqueraded; none for a family: none of it is.
     pub pod_networks: PerFamily<Vec<IpNet>>,
+    /// How pods are told apart, for each family.
+    pub detector: PerFamily<Detector>,
     /// The bit of the packet mark that asks for masquerade (`--iptables-masquerade-bit`), 0 to 31.
     pub masquerade_bit: u8,
 }

@@ -20,6 +20,10 @@ fn config(pods: &[&str], masquerade_bit: u8) -> SkeletonConfig {
             .collect()
     };
     SkeletonConfig {
+        detector: PerFamily {
+            v4: crate::dataplane::nft::Detector::Source,
+            v6: crate::dataplane::nft::Detector::None,
+        },
         pod_networks: PerFamily {
             v4: networks(true),
             v6: networks(false),
@@ -91,7 +95,7 @@ proptest! {
         let mut snapshot = crate::model::Snapshot::default();
         services.into_iter().for_each(|service| snapshot.put_service(service));
         slices.into_iter().for_each(|slice| snapshot.put_slice(slice));
-        let plan_config = PlanConfig { node_port_addresses: NodePortAddresses::Primary };
+        let plan_config = PlanConfig { node_port_addresses: NodePortAddresses::Primary, pod_networks: crate::plan::PodNetworks::Fixed(vec![]), masquerade_all: false };
         for family in Family::ALL {
             let tables = plan::tables(&snapshot, &plan_config, family, &Scope::All);
             let delta = diff(&Held::default(), &tables, &Scope::All);
