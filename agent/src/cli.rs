@@ -1,11 +1,22 @@
 //! The command line. A flag has kube-proxy's name wherever kube-proxy has one.
+//!
+//! Nothing is checked here but what tells flags apart: a value may also come from the file of `--config`, and
+//! [`crate::config`] checks both alike. So a flag that was not given is `None`, and defaults stand there.
 
+mod ignored;
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Args, Parser};
+
+pub use ignored::Ignored;
 
 /// A Kubernetes service proxy: keeps the nftables rules of one node right, so that connections to Services
 /// reach their endpoints.
+///
+/// Takes kube-proxy's flags and its configuration file. Flags of kube-proxy that proxyd has no use for are
+/// accepted, and named in the log.
 #[derive(Debug, Parser)]
 #[command(name = "proxyd", version)]
 pub struct Cli {
@@ -15,8 +26,59 @@ pub struct Cli {
     pub dry_run: bool,
 
     /// Remove proxyd's rules, and nothing else, and exit
-    #[arg(long, conflicts_with_all = ["dry_run", "manifests", "kubeconfig", "master"])]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true,
+        value_parser = boolean,
+        conflicts_with_all = ["dry_run", "manifests"],
+        value_name = "BOOL"
+    )]
     pub cleanup: bool,
+
+    /// A file with a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kubeadm writes it, read once
+    /// at the start. What a flag says goes before what the file says (kube-proxy ignores most flags beside a
+    /// file)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<OsString>,
+
+    /// How much to log: 2 what matters to an operator, 4 every sync, 6 everything
+    #[arg(short, long, value_name = "LEVEL", default_value_t = 2)]
+    pub v: u8,
+
+    /// Where Services come from, and which node this is.
+    #[command(flatten)]
+    pub source: SourceFlags,
+    /// What the rules do.
+    #[command(flatten)]
+    pub traffic: TrafficFlags,
+    /// What others can ask proxyd.
+    #[command(flatten)]
+    pub health: HealthFlags,
+    /// What proxyd sets in the kernel's connection tracking.
+    #[command(flatten)]
+    pub conntrack: ConntrackFlags,
+    /// Flags of kube-proxy that have no effect.
+    #[command(flatten)]
+    pub ignored: Ignored,
+}
+
+/// Where Services come from, and which node this is.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Cluster")]
+pub struct SourceFlags {
+    /// The kubeconfig file that says where the API server is and who calls. Without it, and without --master
+    /// and --manifests, the service account of the pod that proxyd runs in
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<OsString>,
+
+    /// The URL of the API server; overrides the one in --kubeconfig
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
 
     /// Take Services (with their ClusterIPs), EndpointSlices and Nodes from files instead of a cluster: YAML or
     /// JSON as kubectl prints it. A directory stands for its *.yaml, *.yml and *.json files; - is standard
@@ -24,44 +86,191 @@ pub struct Cli {
     #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["kubeconfig", "master"])]
     pub manifests: Vec<PathBuf>,
 
-    /// The kubeconfig file that says where the API server is and who calls. Without it, and without --master
-    /// and --manifests, the service account of the pod that proxyd runs in
-    #[arg(long, value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-
-    /// The URL of the API server; overrides the one in --kubeconfig
-    #[arg(long, value_name = "URL")]
-    pub master: Option<String>,
-
     /// The name of this node, if its Node object is not named as the host is
     #[arg(long, value_name = "NAME")]
     pub hostname_override: Option<String>,
+}
 
-    /// The networks of the cluster's pods, such as 10.244.0.0/16,fd00:244::/48. Traffic to a ClusterIP from
-    /// elsewhere is masqueraded; without this flag none is
+/// What the rules do.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Traffic")]
+pub struct TrafficFlags {
+    /// How to tell which traffic comes from pods; what else goes to a ClusterIP is masqueraded. ClusterCIDR:
+    /// sources in --cluster-cidr; NodeCIDR: in the podCIDRs of the Node object; BridgeInterface: what comes in
+    /// from --pod-bridge-interface; InterfaceNamePrefix: from an interface whose name begins with
+    /// --pod-interface-name-prefix [default: ClusterCIDR]
+    #[arg(long, value_name = "MODE")]
+    pub detect_local_mode: Option<String>,
+
+    /// The networks of the cluster's pods, such as 10.244.0.0/16,fd00:244::/48. Without any, mode ClusterCIDR
+    /// tells no pods apart, and nothing is masqueraded on its way to a ClusterIP
     #[arg(long, value_name = "CIDR,…", value_delimiter = ',')]
     pub cluster_cidr: Vec<String>,
 
+    /// The bridge that pods are at, for mode BridgeInterface
+    #[arg(long, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
+
+    /// How the names of the pods' interfaces begin, for mode InterfaceNamePrefix
+    #[arg(long, value_name = "PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
+
+    /// Masquerade all traffic to ClusterIPs
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = boolean,
+        value_name = "BOOL"
+    )]
+    pub masquerade_all: Option<bool>,
+
+    /// The bit of the packet mark that asks for masquerade, 0 to 31; nobody else on the node may use it
+    /// [default: 14]
+    #[arg(long, value_name = "BIT")]
+    pub iptables_masquerade_bit: Option<i64>,
+
     /// Which of the node's addresses have NodePorts: networks such as 192.168.0.0/16,::/0, or `primary` for
     /// the addresses of the Node object (those of the machine where there is no Node object)
-    #[arg(
-        long,
-        value_name = "primary|CIDR,…",
-        value_delimiter = ',',
-        default_value = "primary"
-    )]
+    /// [default: primary]
+    #[arg(long, value_name = "primary|CIDR,…", value_delimiter = ',')]
     pub nodeport_addresses: Vec<String>,
 
-    /// The bit of the packet mark that asks for masquerade; nobody else on the node may use it
+    /// `nftables`. The other modes of kube-proxy, iptables and ipvs, are taken for it
+    #[arg(long, value_name = "MODE")]
+    pub proxy_mode: Option<String>,
+
+    /// How long rules may be behind; the health check fails after twice as long [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    pub iptables_sync_period: Option<String>,
+}
+
+/// What others can ask proxyd.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Health and metrics")]
+pub struct HealthFlags {
+    /// Where /healthz and /livez are served; empty: nowhere [default: 0.0.0.0:10256]
+    #[arg(long, value_name = "IP:PORT")]
+    pub healthz_bind_address: Option<String>,
+
+    /// Where /metrics is served; empty: nowhere [default: 127.0.0.1:10249]
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics_bind_address: Option<String>,
+
+    /// End if one of these addresses cannot be had, instead of a warning
     #[arg(
         long,
-        value_name = "BIT",
-        default_value_t = 14,
-        value_parser = clap::value_parser!(u8).range(0..=31)
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = boolean,
+        value_name = "BOOL"
     )]
-    pub iptables_masquerade_bit: u8,
+    pub bind_address_hard_fail: Option<bool>,
 
-    /// How much to log: 2 what matters to an operator, 4 every sync, 6 everything
-    #[arg(short, long, value_name = "LEVEL", default_value_t = 2)]
-    pub v: u8,
+    /// The port of --healthz-bind-address where that names none; 0: not served (kube-proxy's old way)
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub healthz_port: Option<i64>,
+
+    /// The port of --metrics-bind-address where that names none; 0: not served (kube-proxy's old way)
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub metrics_port: Option<i64>,
+
+    /// Only its family matters: an IPv6 address makes IPv6 ones the defaults of the two above
+    #[arg(long, value_name = "IP", hide = true)]
+    pub bind_address: Option<String>,
+}
+
+/// What proxyd sets in the kernel's connection tracking.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Connection tracking")]
+pub struct ConntrackFlags {
+    /// How many connections can be tracked for each CPU; the kernel's limit is raised to that, never lowered.
+    /// 0 leaves it as it is, whatever --conntrack-min says [default: 32768]
+    #[arg(long, value_name = "NUMBER")]
+    pub conntrack_max_per_core: Option<i64>,
+
+    /// How many connections can be tracked at the least [default: 131072]
+    #[arg(long, value_name = "NUMBER")]
+    pub conntrack_min: Option<i64>,
+
+    /// How long an idle TCP connection is kept; 0 leaves it as it is [default: 24h]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_established: Option<String>,
+
+    /// How long a TCP connection is kept that one side has closed; 0 leaves it as it is [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_tcp_timeout_close_wait: Option<String>,
+
+    /// Do not call TCP packets outside the window invalid
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = boolean,
+        value_name = "BOOL"
+    )]
+    pub conntrack_tcp_be_liberal: Option<bool>,
+
+    /// How long a UDP flow without an answer is kept; 0 leaves it as it is [default: 0]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout: Option<String>,
+
+    /// How long an answered UDP flow is kept; 0 leaves it as it is [default: 0]
+    #[arg(long, value_name = "DURATION")]
+    pub conntrack_udp_timeout_stream: Option<String>,
+}
+
+/// A boolean as Go's flags take it: `--flag`, `--flag=true`, `--flag=F` and so on.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn help_shows_what_has_an_effect_in_groups() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        let groups = [
+            "Options:",
+            "Cluster:",
+            "Traffic:",
+            "Health and metrics:",
+            "Connection tracking:",
+        ];
+        let places: Vec<_> = groups
+            .iter()
+            .map(|group| help.find(&format!("\n{group}\n")))
+            .collect();
+        assert!(
+            places.iter().all(Option::is_some) && places.is_sorted(),
+            "{help}"
+        );
+        for hidden in ["oom-score-adj", "--profiling", "--healthz-port"] {
+            assert!(!help.contains(hidden), "{hidden}: {help}");
+        }
+        assert!(help.contains("--detect-local-mode <MODE>"), "{help}");
+    }
+
+    #[test]
+    fn booleans_are_those_of_go() {
+        for (text, expected) in [("1", true), ("T", true), ("0", false), ("False", false)] {
+            assert_eq!(boolean(text), Ok(expected));
+        }
+        assert!(boolean("yes").is_err());
+    }
 }

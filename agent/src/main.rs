@@ -20,6 +20,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    for note in &config.notes {
+        tracing::warn!("{note}");
+    }
     let result = match config.mode {
         Mode::Agent => run::agent(&config).map(|()| ExitCode::SUCCESS),
         Mode::Cleanup => run::cleanup(&config).map(|()| ExitCode::SUCCESS),

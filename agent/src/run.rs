@@ -1,5 +1,6 @@
 //! Wires the tasks for each mode of the program: sources send events, the loop takes them.
 
+use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
 
@@ -13,6 +14,7 @@ use crate::dataplane::{Dataplane, DataplaneError};
 use crate::dry_run::{DryRun, Settings, dry_run};
 use crate::engine::Engine;
 use crate::host::addresses::{self, AddressError};
+use crate::host::sysctl;
 use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError};
@@ -56,6 +58,7 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
     let mut dataplane = Nft::new(&config.skeleton)?;
     dataplane.check()?;
+    sysctl::tune(&config.conntrack, Path::new("/"));
     let runtime = runtime()?;
     let (sender, receiver) = mpsc::channel();
     start_sources(&runtime, config, &sender)?;

@@ -75,6 +75,16 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
         "--cluster-cidr: not a network",
     );
     check(
+        &["--config", "/nowhere/x"],
+        2,
+        "--config /nowhere/x: cannot be read",
+    );
+    check(
+        &["--detect-local-mode", "BridgeInterface"],
+        2,
+        "give --pod-bridge-interface",
+    );
+    check(
         &["--manifests", "x", "--kubeconfig", "y"],
         2,
         "cannot be used with",

@@ -1,0 +1,217 @@
+//! Flags and the file of `--config` → checked configuration, once, before anything runs.
+//!
+//! Both become raw settings, each with the place where it was made; flags are laid over the file; what comes of
+//! it is checked in one way. I/O: reads the file, and the host's name where no other was given.
+
+mod check;
+mod detect;
+mod duration;
+mod file;
+mod given;
+mod raw;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use given::ConfigError;
+
+use crate::cli::Cli;
+use crate::dataplane::nft::SkeletonConfig;
+use crate::host::sysctl::ConntrackConfig;
+use crate::plan::PlanConfig;
+use check::Server;
+use file::File;
+use given::Given;
+use raw::Raw;
+
+/// What proxyd is to do, and with what.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What to do.
+    pub mode: Mode,
+    /// Where Services, EndpointSlices and the Node come from.
+    pub source: SourceConfig,
+    /// The name of this node.
+    pub node_name: String,
+    /// Settings of the plan.
+    pub plan: PlanConfig,
+    /// Settings of the rules' skeleton.
+    pub skeleton: SkeletonConfig,
+    /// Settings of what others can ask.
+    pub health: HealthConfig,
+    /// Settings of the kernel's connection tracking.
+    pub conntrack: ConntrackConfig,
+    /// What an operator should know of these settings: those without effect, or with less than they may think.
+    /// To be logged at the start.
+    pub notes: Vec<String>,
+}
+
+/// What to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Keep the rules right until told to stop.
+    Agent,
+    /// Print the rules.
+    DryRun,
+    /// Remove the rules.
+    Cleanup,
+}
+
+/// Where Services, EndpointSlices and the Node come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// Files and directories; `-` is standard input.
+    Manifests(Vec<PathBuf>),
+    /// A Kubernetes API server.
+    Kubernetes {
+        /// The kubeconfig file.
+        kubeconfig: Option<PathBuf>,
+        /// The URL of the API server.
+        master: Option<http::Uri>,
+    },
+}
+
+/// What others can ask proxyd, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// Where `/healthz` and `/livez` are served; `None` for nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// Where `/metrics` is served; `None` for nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Whether an address that cannot be had ends the agent; else it is a warning.
+    pub hard_fail: bool,
+    /// An update that waits for longer than twice this means that the rules are out of sync.
+    pub sync_period: Duration,
+}
+
+impl Config {
+    /// Reads the file that the flags name, if any, and checks everything.
+    ///
+    /// # Errors
+    /// That the file cannot be used, or the first setting that cannot.
+    pub fn from_cli(mut cli: Cli) -> Result<Self, ConfigError> {
+        let mode = match (cli.dry_run, cli.cleanup) {
+            (true, _) => Mode::DryRun,
+            (_, true) => Mode::Cleanup,
+            _ => Mode::Agent,
+        };
+        let file = cli.config.as_deref().filter(|path| !path.is_empty());
+        let file = file.map(|path| File::read(path.as_ref())).transpose()?;
+        let manifests = std::mem::take(&mut cli.source.manifests);
+        let without_effect = cli.ignored.given.iter();
+        let mut notes: Vec<String> = without_effect
+            .map(|flag| format!("--{flag} has no effect: proxyd has no use for it"))
+            .collect();
+        notes.extend(file.iter().flat_map(File::notes));
+
+        let flags = Raw::of_flags(cli);
+        let mode_flag = flags.proxy_mode.as_ref().map(|given| given.value.clone());
+        let raw = match file {
+            Some(file) => flags.over(file.into_raw(mode_flag.as_deref())),
+            None => flags,
+        };
+        notes.extend(check_proxy_mode(&raw)?);
+        notes.extend(ignored_bind_address(&raw)?);
+        let detection = detect::detection(&raw)?;
+        notes.extend(detection.note);
+        Ok(Self {
+            mode,
+            source: source(manifests, &raw)?,
+            node_name: check::node_name(raw.hostname_override.as_ref())?,
+            plan: PlanConfig {
+                node_port_addresses: check::node_port_addresses(raw.node_port_addresses.as_ref())?,
+                pod_networks: detection.pod_networks,
+                masquerade_all: raw.masquerade_all.unwrap_or(false),
+            },
+            skeleton: SkeletonConfig {
+                detector: detection.detector,
+                masquerade_bit: check::masquerade_bit(raw.masquerade_bit.as_ref())?,
+            },
+            health: health(&raw)?,
+            conntrack: conntrack(&raw)?,
+            notes,
+        })
+    }
+}
+
+fn source(manifests: Vec<PathBuf>, raw: &Raw) -> Result<SourceConfig, ConfigError> {
+    if !manifests.is_empty() {
+        return Ok(SourceConfig::Manifests(manifests));
+    }
+    Ok(SourceConfig::Kubernetes {
+        kubeconfig: raw.kubeconfig.clone(),
+        master: raw.master.as_ref().map(check::url).transpose()?,
+    })
+}
+
+/// proxyd has one mode; a node that ran kube-proxy in another one is told what differs.
+fn check_proxy_mode(raw: &Raw) -> Result<Option<String>, ConfigError> {
+    let Some(Given { value, place }) = &raw.proxy_mode else {
+        return Ok(None);
+    };
+    match value.as_str() {
+        "nftables" => Ok(None),
+        "iptables" | "ipvs" => {
+            let node_ports = if raw.node_port_addresses.is_none() {
+                "; NodePorts are at the Node's primary addresses, since --nodeport-addresses says no others"
+            } else {
+                ""
+            };
+            Ok(Some(format!(
+                "{place}: {value} is taken for nftables, which proxyd always uses{node_ports}"
+            )))
+        }
+        _ => Err(place.refuse(value, "write nftables (iptables and ipvs are taken for it)")),
+    }
+}
+
+/// Tells those who name an address of the node by `--bind-address` that proxyd goes by the Node object.
+fn ignored_bind_address(raw: &Raw) -> Result<Option<String>, ConfigError> {
+    let address = check::bind_address(raw.bind_address.as_ref())?;
+    let place = raw.bind_address.as_ref().map(|given| &given.place);
+    Ok(place.filter(|_| !address.is_unspecified()).map(|place| {
+        format!(
+            "{place}: {address} has no effect: the Node object says which addresses are the node's"
+        )
+    }))
+}
+
+fn health(raw: &Raw) -> Result<HealthConfig, ConfigError> {
+    let bind_address = check::bind_address(raw.bind_address.as_ref())?;
+    let healthz = Server {
+        address: raw.healthz_bind_address.as_ref(),
+        port: raw.healthz_port.as_ref(),
+        local: false,
+        default_port: 10256,
+    };
+    let metrics = Server {
+        address: raw.metrics_bind_address.as_ref(),
+        port: raw.metrics_port.as_ref(),
+        local: true,
+        default_port: 10249,
+    };
+    Ok(HealthConfig {
+        healthz: healthz.address(bind_address)?,
+        metrics: metrics.address(bind_address)?,
+        hard_fail: raw.bind_address_hard_fail.unwrap_or(false),
+        sync_period: check::sync_period(raw.sync_period.as_ref())?,
+    })
+}
+
+fn conntrack(raw: &Raw) -> Result<ConntrackConfig, ConfigError> {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let timeout = |given: &Option<_>, default| check::timeout(given.as_ref(), default);
+    Ok(ConntrackConfig {
+        max_per_core: check::count(raw.conntrack_max_per_core.as_ref(), 32 * 1_024)?,
+        min: check::count(raw.conntrack_min.as_ref(), 128 * 1_024)?,
+        tcp_established: timeout(&raw.tcp_timeout_established, 24 * HOUR)?,
+        tcp_close_wait: timeout(&raw.tcp_timeout_close_wait, HOUR)?,
+        tcp_be_liberal: raw.tcp_be_liberal.unwrap_or(false),
+        udp: timeout(&raw.udp_timeout, Duration::ZERO)?,
+        udp_stream: timeout(&raw.udp_timeout_stream, Duration::ZERO)?,
+    })
+}
+
+#[cfg(test)]
+mod tests;
