@@ -16,6 +16,7 @@ pub mod model;
 pub mod plan;
 pub mod run;
 pub mod source;
+pub mod status;
 mod sync_loop;
 #[cfg(test)]
 mod testing;

@@ -11,7 +11,7 @@ use super::{Problem, Tree};
 /// Lowest first. A module imports from its own layer and from lower ones.
 const LAYERS: &[&[&str]] = &[
     &["model"],
-    &["event", "complaints"],
+    &["event", "complaints", "status"],
     &["plan"],
     &["diff"],
     &["dataplane"],
