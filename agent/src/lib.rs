@@ -12,6 +12,7 @@ pub mod dry_run;
 pub mod engine;
 pub mod event;
 pub mod host;
+pub mod http;
 pub mod model;
 pub mod plan;
 pub mod run;

@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["dataplane"],
     &["engine"],
     &["dry_run"],
-    &["source", "host"],
+    &["source", "host", "http"],
     &["sync_loop"],
     &["cli", "config"],
     &["run"],
@@ -30,6 +30,7 @@ const IO: &[&str] = &[
     "dataplane::nft::process",
     "source",
     "host",
+    "http",
     "sync_loop",
     "run",
     "cli",
@@ -41,6 +42,8 @@ const IO: &[&str] = &[
 /// What a pure module must not name.
 const IMPURE: &[&str] = &[
     "axum",
+    "hyper",
+    "hyper_util",
     "kube",
     "netlink_sys",
     "nix",
