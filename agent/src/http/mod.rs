@@ -12,10 +12,12 @@ use axum::http::header::X_CONTENT_TYPE_OPTIONS;
 use crate::model::Family;
 use crate::status::Uptime;
 
+pub mod health;
 pub mod listen;
 pub mod metrics;
 pub mod metrics_server;
 pub mod serve;
+pub mod service_health;
 #[cfg(test)]
 mod testing;
 
