@@ -146,6 +146,7 @@ fn time_of(moment: Uptime, now: Uptime, time: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::metrics::Exposition;
     use super::super::testing::{get, serve_here};
     use super::*;
     use serde_json::json;
@@ -179,7 +180,7 @@ mod tests {
         let (publish, status) = watch::channel(Status::default());
         let metrics = Arc::new(Metrics::default());
         let health = Health::new(status, clock, TIMEOUT);
-        let (address, _server) = serve_here(router(health.clone(), metrics));
+        let (address, _server) = serve_here(router(health.clone(), metrics.clone()));
         let codes = async || {
             let (healthz, livez) = (get(address, "/healthz").await, get(address, "/livez").await);
             assert_eq!(livez.code == 200, health.is_live());
@@ -210,6 +211,16 @@ mod tests {
         assert_eq!(codes().await, (503, 200), "the node is on its way out");
 
         assert_eq!(get(address, "/").await.code, 404);
+
+        let text = Exposition::new(metrics).text();
+        for count in [
+            "healthz_total{code=\"200\"} 2",
+            "healthz_total{code=\"503\"} 4",
+            "livez_total{code=\"200\"} 3",
+            "livez_total{code=\"503\"} 3",
+        ] {
+            assert!(text.contains(&format!("proxy_{count}\n")), "{count}");
+        }
     }
 
     #[tokio::test]
