@@ -12,10 +12,12 @@ pub mod dry_run;
 pub mod engine;
 pub mod event;
 pub mod host;
+pub mod http;
 pub mod model;
 pub mod plan;
 pub mod run;
 pub mod source;
+pub mod status;
 mod sync_loop;
 #[cfg(test)]
 mod testing;

@@ -11,13 +11,13 @@ use super::{Problem, Tree};
 /// Lowest first. A module imports from its own layer and from lower ones.
 const LAYERS: &[&[&str]] = &[
     &["model"],
-    &["event", "complaints"],
+    &["event", "complaints", "status"],
     &["plan"],
     &["diff"],
     &["dataplane"],
     &["engine"],
     &["dry_run"],
-    &["source", "host"],
+    &["source", "host", "http"],
     &["sync_loop"],
     &["cli", "config"],
     &["run"],
@@ -30,6 +30,7 @@ const IO: &[&str] = &[
     "dataplane::nft::process",
     "source",
     "host",
+    "http",
     "sync_loop",
     "run",
     "cli",
@@ -41,6 +42,8 @@ const IO: &[&str] = &[
 /// What a pure module must not name.
 const IMPURE: &[&str] = &[
     "axum",
+    "hyper",
+    "hyper_util",
     "kube",
     "netlink_sys",
     "nix",

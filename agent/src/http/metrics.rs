@@ -1,0 +1,212 @@
+//! The agent's metrics: counted here with plain atomics, so that no sync ever waits for a scrape.
+//!
+//! Names, labels and buckets are those of kube-proxy 1.36 (`pkg/proxy/metrics/metrics.go`), which dashboards use
+//! already. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
+//! [`super::metrics_server`] serves that.
+
+mod exposition;
+mod histogram;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::model::{Family, PerFamily};
+
+pub use exposition::Exposition;
+use histogram::Histogram;
+
+/// All metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    syncs: PerFamily<Histogram>,
+    full_syncs: PerFamily<Histogram>,
+    partial_syncs: PerFamily<Histogram>,
+    programming: PerFamily<Histogram>,
+    last_synced: PerFamily<Moment>,
+    last_queued: PerFamily<Moment>,
+    service_changes: Changes,
+    endpoint_changes: Changes,
+    no_local_endpoints: [PerFamily<AtomicU64>; 2],
+    sync_failures: PerFamily<AtomicU64>,
+    healthz: Answers,
+    livez: Answers,
+    conntrack: PerFamily<Histogram>,
+    conntrack_deleted: PerFamily<AtomicU64>,
+}
+
+/// A kind of object that changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Services.
+    Service,
+    /// EndpointSlices, which the metrics of kube-proxy still call endpoints.
+    Endpoint,
+}
+
+/// The traffic policy that has no endpoint to send to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// `internalTrafficPolicy: Local`.
+    Internal,
+    /// `externalTrafficPolicy: Local`.
+    External,
+}
+
+impl TrafficPolicy {
+    const ALL: [Self; 2] = [Self::Internal, Self::External];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::External => "external",
+        }
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let sync = |_| Histogram::new(histogram::sync_buckets());
+        Self {
+            syncs: PerFamily::from_fn(sync),
+            full_syncs: PerFamily::from_fn(sync),
+            partial_syncs: PerFamily::from_fn(sync),
+            programming: PerFamily::from_fn(|_| Histogram::new(histogram::programming_buckets())),
+            last_synced: PerFamily::default(),
+            last_queued: PerFamily::default(),
+            service_changes: Changes::default(),
+            endpoint_changes: Changes::default(),
+            no_local_endpoints: Default::default(),
+            sync_failures: PerFamily::default(),
+            healthz: Answers::default(),
+            livez: Answers::default(),
+            conntrack: PerFamily::from_fn(sync),
+            conntrack_deleted: PerFamily::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// So many objects have changed. They are pending until [`Metrics::nothing_pending`].
+    pub fn changes(&self, kind: ChangeKind, count: u64) {
+        let changes = self.changes_of(kind);
+        add(&changes.total, count);
+        add(&changes.pending, count);
+    }
+
+    /// All changes are in the kernel, for both families.
+    pub fn nothing_pending(&self) {
+        for changes in [&self.service_changes, &self.endpoint_changes] {
+            changes.pending.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// A sync of a family was asked for now.
+    pub fn queued(&self, family: Family) {
+        self.last_queued.get(family).set(SystemTime::now());
+    }
+
+    /// A family was synced now, completely (`is_full`) or as far as changes reached, and how long that took.
+    pub fn synced(&self, family: Family, is_full: bool, took: Duration) {
+        let kind = if is_full {
+            &self.full_syncs
+        } else {
+            &self.partial_syncs
+        };
+        kind.get(family).observe(took);
+        self.syncs.get(family).observe(took);
+        self.last_synced.get(family).set(SystemTime::now());
+    }
+
+    /// A sync of a family failed.
+    pub fn sync_failed(&self, family: Family) {
+        add(self.sync_failures.get(family), 1);
+    }
+
+    /// How long it took until changes were in the kernel, each since its slice's
+    /// `endpoints.kubernetes.io/last-change-trigger-time`. Clocks differ: what seems negative is zero.
+    pub fn programmed(&self, family: Family, latencies: impl IntoIterator<Item = Duration>) {
+        for latency in latencies {
+            self.programming.get(family).observe(latency);
+        }
+    }
+
+    /// How many Services have endpoints, but none that a `Local` policy may use.
+    pub fn no_local_endpoints(&self, policy: TrafficPolicy, family: Family, services: u64) {
+        let gauge = self.no_local_endpoints[policy as usize].get(family);
+        gauge.store(services, Ordering::Relaxed);
+    }
+
+    /// The connection tracking table was gone through for stale flows, and so many were deleted.
+    pub fn conntrack(&self, family: Family, took: Duration, deleted: u64) {
+        self.conntrack.get(family).observe(took);
+        add(self.conntrack_deleted.get(family), deleted);
+    }
+
+    /// `/healthz` was answered, with 200 or 503.
+    pub fn health_request(&self, is_healthy: bool) {
+        self.healthz.count(is_healthy);
+    }
+
+    /// `/livez` was answered, with 200 or 503.
+    pub fn live_request(&self, is_live: bool) {
+        self.livez.count(is_live);
+    }
+
+    fn changes_of(&self, kind: ChangeKind) -> &Changes {
+        match kind {
+            ChangeKind::Service => &self.service_changes,
+            ChangeKind::Endpoint => &self.endpoint_changes,
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+/// Changes of objects of one kind.
+#[derive(Debug, Default)]
+struct Changes {
+    pending: AtomicU64,
+    total: AtomicU64,
+}
+
+/// Answers by their code.
+#[derive(Debug, Default)]
+struct Answers {
+    good: AtomicU64,
+    bad: AtomicU64,
+}
+
+impl Answers {
+    fn count(&self, is_good: bool) {
+        add(if is_good { &self.good } else { &self.bad }, 1);
+    }
+}
+
+/// A time of day, or never.
+#[derive(Debug, Default)]
+struct Moment {
+    /// Nanoseconds since 1970; 0 is never.
+    nanos: AtomicU64,
+}
+
+impl Moment {
+    fn set(&self, time: SystemTime) {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH);
+        let nanos = histogram::nanos(since.unwrap_or_default());
+        self.nanos.store(nanos, Ordering::Relaxed);
+    }
+
+    /// Seconds since 1970.
+    fn seconds(&self) -> Option<f64> {
+        match read(&self.nanos) {
+            0 => None,
+            nanos => Some(histogram::seconds(nanos)),
+        }
+    }
+}

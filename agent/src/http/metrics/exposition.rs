@@ -1,0 +1,233 @@
+//! Metrics → text of the OpenMetrics format, which Prometheus reads since 2.5.
+
+use std::fmt::{self, Debug};
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use super::histogram::Histogram;
+use super::{Answers, ChangeKind, Metrics, Moment, TrafficPolicy, read};
+use crate::http::family_name;
+use crate::model::{Family, PerFamily};
+
+/// The metrics, ready to be written out.
+#[derive(Debug)]
+pub struct Exposition(Registry);
+
+impl Exposition {
+    /// The content type of the text.
+    pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+    /// Exposes these metrics.
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        let mut registry = Registry::with_prefix("kubeproxy");
+        registry.register_collector(Box::new(metrics));
+        Self(registry)
+    }
+
+    /// All metrics as they are now.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        text::encode(&mut text, &self.0).expect("a string takes everything");
+        text
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let out = &mut Out(&mut encoder);
+        out.histograms(
+            "sync_proxy_rules_duration_seconds",
+            "How long syncs of the rules took",
+            &self.syncs,
+        )?;
+        out.histograms(
+            "sync_full_proxy_rules_duration_seconds",
+            "How long syncs of all rules took",
+            &self.full_syncs,
+        )?;
+        out.histograms(
+            "sync_partial_proxy_rules_duration_seconds",
+            "How long syncs of what changed took",
+            &self.partial_syncs,
+        )?;
+        out.histograms(
+            "network_programming_duration_seconds",
+            "Time from a change of a Service or pod until the rules were in the kernel",
+            &self.programming,
+        )?;
+        out.moments(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When the rules were last synced with success",
+            &self.last_synced,
+        )?;
+        out.moments(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            "When a sync of the rules was last asked for",
+            &self.last_queued,
+        )?;
+        self.encode_changes(out)?;
+        self.encode_counts(out)?;
+        out.histograms(
+            "conntrack_reconciler_sync_duration_seconds",
+            "How long it took to look for stale flows",
+            &self.conntrack,
+        )?;
+        out.counters(
+            "conntrack_reconciler_deleted_entries",
+            "Stale flows that were deleted",
+            by_family(&self.conntrack_deleted, read),
+        )
+    }
+}
+
+impl Metrics {
+    fn encode_changes(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        for (kind, pending, total) in [
+            (
+                ChangeKind::Endpoint,
+                "sync_proxy_rules_endpoint_changes_pending",
+                "sync_proxy_rules_endpoint_changes",
+            ),
+            (
+                ChangeKind::Service,
+                "sync_proxy_rules_service_changes_pending",
+                "sync_proxy_rules_service_changes",
+            ),
+        ] {
+            let changes = self.changes_of(kind);
+            let help = "Changed objects that are not in the rules yet";
+            out.gauge(pending, help, read(&changes.pending))?;
+            out.counter(total, "Changed objects", read(&changes.total))?;
+        }
+        Ok(())
+    }
+
+    fn encode_counts(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let series = TrafficPolicy::ALL.into_iter().flat_map(|policy| {
+            let gauges = &self.no_local_endpoints[policy as usize];
+            let labels = move |family| {
+                [
+                    ("ip_family", family_name(family)),
+                    ("traffic_policy", policy.label()),
+                ]
+            };
+            Family::ALL.map(|family| (labels(family), read(gauges.get(family))))
+        });
+        // A gauge, whatever its name says: it is one in kube-proxy.
+        out.gauges(
+            "sync_proxy_rules_no_local_endpoints_total",
+            "Services with a Local traffic policy and no endpoint that it may use",
+            series,
+        )?;
+        out.counters(
+            "sync_proxy_rules_nftables_sync_failures",
+            "Syncs that failed",
+            by_family(&self.sync_failures, read),
+        )?;
+        out.counters(
+            "proxy_healthz",
+            "Answers of /healthz",
+            by_code(&self.healthz),
+        )?;
+        out.counters("proxy_livez", "Answers of /livez", by_code(&self.livez))
+    }
+}
+
+/// A value of a series, with its labels in front.
+type Series<V, const LABELS: usize> = ([(&'static str, &'static str); LABELS], V);
+
+fn by_family<T, V>(values: &PerFamily<T>, read: impl Fn(&T) -> V) -> [Series<V, 1>; 2] {
+    Family::ALL.map(|family| {
+        let labels = [("ip_family", family_name(family))];
+        (labels, read(values.get(family)))
+    })
+}
+
+fn by_code(answers: &Answers) -> [Series<u64, 1>; 2] {
+    [("200", &answers.good), ("503", &answers.bad)]
+        .map(|(code, count)| ([("code", code)], read(count)))
+}
+
+/// Writes families of series. Names of counters come without the `_total` that the format appends.
+struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+
+impl Out<'_, '_> {
+    fn start<'s>(
+        &'s mut self,
+        name: &'s str,
+        help: &str,
+        kind: MetricType,
+    ) -> Result<MetricEncoder<'s>, fmt::Error> {
+        self.0.encode_descriptor(name, help, None, kind)
+    }
+
+    fn histograms(
+        &mut self,
+        name: &str,
+        help: &str,
+        histograms: &PerFamily<Histogram>,
+    ) -> fmt::Result {
+        let mut metric = self.start(name, help, MetricType::Histogram)?;
+        for (labels, reading) in by_family(histograms, Histogram::read) {
+            let mut series = metric.encode_family(&labels)?;
+            series.encode_histogram::<NoLabelSet>(
+                reading.sum,
+                reading.count,
+                &reading.buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Moments that never were have no series: they would look like outages since 1970.
+    fn moments(&mut self, name: &str, help: &str, moments: &PerFamily<Moment>) -> fmt::Result {
+        let series = by_family(moments, Moment::seconds).into_iter();
+        self.gauges(
+            name,
+            help,
+            series.filter_map(|(labels, seconds)| Some((labels, seconds?))),
+        )
+    }
+
+    fn gauges<V: EncodeGaugeValue, const LABELS: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl Iterator<Item = Series<V, LABELS>>,
+    ) -> fmt::Result {
+        let mut metric = self.start(name, help, MetricType::Gauge)?;
+        for (labels, value) in series {
+            metric.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.start(name, help, MetricType::Gauge)?
+            .encode_gauge(&value)
+    }
+
+    fn counters(&mut self, name: &str, help: &str, series: [Series<u64, 1>; 2]) -> fmt::Result {
+        let mut metric = self.start(name, help, MetricType::Counter)?;
+        for (labels, value) in series {
+            let mut series = metric.encode_family(&labels)?;
+            series.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> fmt::Result {
+        self.start(name, help, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,232 @@
+//! What a scrape holds: the names that dashboards use, and what was counted.
+
+use std::time::{Duration, SystemTime};
+
+use expect_test::{Expect, expect};
+
+use super::*;
+
+/// A scrape after something was counted.
+fn scrape(count: impl FnOnce(&Metrics)) -> String {
+    let metrics = Arc::new(Metrics::default());
+    count(&metrics);
+    Exposition::new(metrics).text()
+}
+
+/// The lines of one metric, whatever their labels.
+fn check(count: impl FnOnce(&Metrics), of: &str, expected: Expect) {
+    let text = scrape(count);
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    let of = format!("kubeproxy_{of}");
+    let found: String = lines
+        .filter(|line| line.split(['{', ' ']).next() == Some(&of))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    expected.assert_eq(&found);
+}
+
+#[test]
+fn every_metric_has_kube_proxys_name_and_type() {
+    let text = scrape(|_| {});
+    let types: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE kubeproxy_"))
+        .collect();
+    expect![[r"
+        sync_proxy_rules_duration_seconds histogram
+        sync_full_proxy_rules_duration_seconds histogram
+        sync_partial_proxy_rules_duration_seconds histogram
+        network_programming_duration_seconds histogram
+        sync_proxy_rules_last_timestamp_seconds gauge
+        sync_proxy_rules_last_queued_timestamp_seconds gauge
+        sync_proxy_rules_endpoint_changes_pending gauge
+        sync_proxy_rules_endpoint_changes counter
+        sync_proxy_rules_service_changes_pending gauge
+        sync_proxy_rules_service_changes counter
+        sync_proxy_rules_no_local_endpoints_total gauge
+        sync_proxy_rules_nftables_sync_failures counter
+        proxy_healthz counter
+        proxy_livez counter
+        conntrack_reconciler_sync_duration_seconds histogram
+        conntrack_reconciler_deleted_entries counter"]]
+    .assert_eq(&types.join("\n"));
+    assert!(text.ends_with("\n# EOF\n"));
+}
+
+#[test]
+fn changes_are_pending_until_they_are_synced() {
+    let change = |metrics: &Metrics| {
+        metrics.changes(ChangeKind::Service, 2);
+        metrics.changes(ChangeKind::Endpoint, 5);
+        metrics.changes(ChangeKind::Endpoint, 1);
+    };
+    check(
+        change,
+        "sync_proxy_rules_endpoint_changes_pending",
+        expect![["kubeproxy_sync_proxy_rules_endpoint_changes_pending 6\n"]],
+    );
+    check(
+        change,
+        "sync_proxy_rules_service_changes_pending",
+        expect![["kubeproxy_sync_proxy_rules_service_changes_pending 2\n"]],
+    );
+    let sync = |metrics: &Metrics| {
+        change(metrics);
+        metrics.nothing_pending();
+        metrics.changes(ChangeKind::Endpoint, 1);
+    };
+    check(
+        sync,
+        "sync_proxy_rules_endpoint_changes_pending",
+        expect![["kubeproxy_sync_proxy_rules_endpoint_changes_pending 1\n"]],
+    );
+    check(
+        sync,
+        "sync_proxy_rules_endpoint_changes_total",
+        expect![["kubeproxy_sync_proxy_rules_endpoint_changes_total 7\n"]],
+    );
+    check(
+        sync,
+        "sync_proxy_rules_service_changes_total",
+        expect![["kubeproxy_sync_proxy_rules_service_changes_total 2\n"]],
+    );
+}
+
+#[test]
+fn a_sync_counts_as_one_and_as_full_or_partial() {
+    let sync = |metrics: &Metrics| {
+        metrics.synced(Family::V4, true, Duration::from_millis(1500));
+        metrics.synced(Family::V4, false, Duration::from_millis(3));
+        metrics.synced(Family::V6, false, Duration::from_millis(1));
+    };
+    check(
+        sync,
+        "sync_proxy_rules_duration_seconds_sum",
+        expect![[r#"
+            kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family="IPv4"} 1.503
+            kubeproxy_sync_proxy_rules_duration_seconds_sum{ip_family="IPv6"} 0.001
+        "#]],
+    );
+    check(
+        sync,
+        "sync_full_proxy_rules_duration_seconds_count",
+        expect![[r#"
+            kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv4"} 1
+            kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family="IPv6"} 0
+        "#]],
+    );
+    let text = scrape(sync);
+    let buckets = text.lines().filter(|line| {
+        line.starts_with("kubeproxy_sync_proxy_rules_duration_seconds_bucket")
+            && line.contains("IPv4")
+    });
+    let buckets: String = buckets.map(|line| format!("{line}\n")).collect();
+    expect![[r#"
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.001",ip_family="IPv4"} 0
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.002",ip_family="IPv4"} 0
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.004",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.008",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.016",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.032",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.064",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.128",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.256",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="0.512",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="1.024",ip_family="IPv4"} 1
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="2.048",ip_family="IPv4"} 2
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="4.096",ip_family="IPv4"} 2
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="8.192",ip_family="IPv4"} 2
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="16.384",ip_family="IPv4"} 2
+        kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="+Inf",ip_family="IPv4"} 2
+    "#]]
+    .assert_eq(&buckets);
+}
+
+#[test]
+fn programming_latencies_are_counted_one_by_one() {
+    check(
+        |metrics| metrics.programmed(Family::V6, [1, 61, 400].map(Duration::from_secs)),
+        "network_programming_duration_seconds_count",
+        expect![[r#"
+            kubeproxy_network_programming_duration_seconds_count{ip_family="IPv4"} 0
+            kubeproxy_network_programming_duration_seconds_count{ip_family="IPv6"} 3
+        "#]],
+    );
+}
+
+#[test]
+fn what_never_happened_has_no_time() {
+    check(
+        |_| {},
+        "sync_proxy_rules_last_timestamp_seconds",
+        expect![[""]],
+    );
+    check(
+        |metrics| metrics.synced(Family::V4, true, Duration::ZERO),
+        "sync_proxy_rules_last_queued_timestamp_seconds",
+        expect![[""]],
+    );
+    let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let before = now();
+    let text = scrape(|metrics| {
+        metrics.queued(Family::V6);
+        metrics.synced(Family::V4, false, Duration::ZERO);
+    });
+    for series in [
+        "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv6\"} ",
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} ",
+    ] {
+        let value = text.lines().find_map(|line| line.strip_prefix(series));
+        let value: f64 = value.expect(series).parse().unwrap();
+        assert!(
+            (before - 1.0..=now() + 1.0).contains(&value),
+            "{series}{value}"
+        );
+    }
+}
+
+#[test]
+fn counts_are_kept_apart_by_label() {
+    check(
+        |metrics| {
+            metrics.no_local_endpoints(TrafficPolicy::External, Family::V6, 4);
+            metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, 9);
+            metrics.no_local_endpoints(TrafficPolicy::Internal, Family::V4, 3);
+        },
+        "sync_proxy_rules_no_local_endpoints_total",
+        expect![[r#"
+            kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"} 3
+            kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="internal"} 0
+            kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"} 0
+            kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family="IPv6",traffic_policy="external"} 4
+        "#]],
+    );
+    check(
+        |metrics| metrics.sync_failed(Family::V6),
+        "sync_proxy_rules_nftables_sync_failures_total",
+        expect![[r#"
+            kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv4"} 0
+            kubeproxy_sync_proxy_rules_nftables_sync_failures_total{ip_family="IPv6"} 1
+        "#]],
+    );
+    check(
+        |metrics| metrics.conntrack(Family::V4, Duration::from_secs(1), 12),
+        "conntrack_reconciler_deleted_entries_total",
+        expect![[r#"
+            kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv4"} 12
+            kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family="IPv6"} 0
+        "#]],
+    );
+    check(
+        |metrics| {
+            for is_healthy in [true, true, false] {
+                metrics.health_request(is_healthy);
+            }
+        },
+        "proxy_healthz_total",
+        expect![[r#"
+            kubeproxy_proxy_healthz_total{code="200"} 2
+            kubeproxy_proxy_healthz_total{code="503"} 1
+        "#]],
+    );
+}
