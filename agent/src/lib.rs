@@ -21,3 +21,4 @@ pub mod status;
 mod sync_loop;
 #[cfg(test)]
 mod testing;
+pub mod trace;

@@ -5,8 +5,8 @@ use ipnet::IpNet;
 use super::check;
 use super::given::{ConfigError, Given};
 use super::raw::Raw;
-use crate::dataplane::nft::Detector;
 use crate::model::{Family, PerFamily};
+use crate::plan::Detector;
 use crate::plan::PodNetworks;
 
 /// The longest name of an interface that Linux has (`IFNAMSIZ` less the zero at its end).

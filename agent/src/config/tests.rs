@@ -8,8 +8,8 @@ use clap::Parser as _;
 use tempfile::TempDir;
 
 use super::*;
-use crate::dataplane::nft::Detector;
 use crate::model::PerFamily;
+use crate::plan::Detector;
 use crate::plan::NodePortAddresses;
 use crate::plan::PodNetworks;
 

@@ -2,10 +2,10 @@
 //!
 //! Pure; lines of text, without what makes them comments.
 
-use crate::dataplane::nft::Detector;
 use crate::model::translate::Objects;
 use crate::model::translate::dns::{Unserved, Why, unserved};
 use crate::model::{Family, Frontend, Snapshot};
+use crate::plan::Detector;
 use crate::plan::{NodePortAddresses, Policy, Rule};
 
 use super::Settings;

@@ -6,8 +6,8 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::dataplane::nft::Detector;
 use crate::model::PerFamily;
+use crate::plan::Detector;
 use crate::plan::PodNetworks;
 use crate::testing::plan_config;
 

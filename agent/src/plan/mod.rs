@@ -4,6 +4,7 @@
 //! later eBPF) turns [`Tables`] into its own maps. Each front end can be planned alone, so that a change costs
 //! what it touches; [`tables()`] with [`Scope::All`] is the same over all of them.
 
+mod detector;
 mod health;
 mod members;
 mod select;
@@ -11,6 +12,7 @@ mod tables;
 
 use ipnet::IpNet;
 
+pub use detector::Detector;
 pub use health::{ServiceHealth, service_health};
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 

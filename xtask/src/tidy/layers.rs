@@ -13,7 +13,7 @@ const LAYERS: &[&[&str]] = &[
     &["model"],
     &["event", "complaints", "status"],
     &["plan"],
-    &["diff"],
+    &["diff", "trace"],
     &["dataplane"],
     &["engine"],
     &["dry_run"],

@@ -18,8 +18,9 @@ use super::expressions::{
     lookup, lookup_not, nat, numgen, update,
 };
 use super::shapes::{At, Chain, Step};
-use super::skeleton::{AFFINITY, Detector, MARK_CHAIN, TABLE};
+use super::skeleton::{AFFINITY, MARK_CHAIN, TABLE};
 use crate::model::Family;
+use crate::plan::Detector;
 
 /// Messages, with their flags, that make a chain and its rules.
 pub(super) fn messages(

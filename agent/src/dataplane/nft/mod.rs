@@ -18,7 +18,7 @@ mod skeleton;
 
 use std::collections::BTreeSet;
 
-pub use skeleton::{Detector, Skeleton, SkeletonConfig};
+pub use skeleton::{Skeleton, SkeletonConfig};
 
 use crate::diff::{Delta, Held, diff};
 use crate::model::{Family, PerFamily, Scope};

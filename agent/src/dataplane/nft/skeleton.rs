@@ -10,6 +10,7 @@ use super::chains;
 use super::elements::Set;
 use super::shapes::{At, Chain, Step};
 use crate::model::{AffinityTimeout, Family, PerFamily, Protocol};
+use crate::plan::Detector;
 
 /// The name of the table, in both families.
 pub(super) const TABLE: &str = "proxyd";
@@ -35,34 +36,15 @@ pub struct SkeletonConfig {
     pub masquerade_bit: u8,
 }
 
-/// What tells whether a packet comes from a pod (`--detect-local-mode`).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Detector {
-    /// Nothing: no traffic to a ClusterIP is masqueraded but the hairpin, and pods have no short circuit.
-    #[default]
-    None,
-    /// Its source is in the planned networks of pods.
-    Source,
-    /// It comes from an interface.
-    Interface {
-        /// The interface's name.
-        name: String,
-        /// Whether the name is only what it begins with.
-        prefix: bool,
-    },
-}
-
-impl Detector {
-    /// The match of a packet from a pod, or of one that is from elsewhere, as text.
-    fn text(&self, ip: &str, from_pod: bool) -> String {
-        let not = if from_pod { "" } else { "!= " };
-        match self {
-            Self::None => unreachable!("steps ask for pods only where a detector knows them"),
-            Self::Source => format!("{ip} saddr {not}@pod-networks"),
-            Self::Interface { name, prefix } => {
-                let any = if *prefix { "*" } else { "" };
-                format!("iifname {not}\"{name}{any}\"")
-            }
+/// The match of a packet from a pod, or of one that is from elsewhere.
+fn from_pod(detector: &Detector, ip: &str, wanted: bool) -> String {
+    let not = if wanted { "" } else { "!= " };
+    match detector {
+        Detector::None => unreachable!("steps ask for pods only where a detector knows them"),
+        Detector::Source => format!("{ip} saddr {not}@pod-networks"),
+        Detector::Interface { name, prefix } => {
+            let any = if *prefix { "*" } else { "" };
+            format!("iifname {not}\"{name}{any}\"")
         }
     }
 }
@@ -312,7 +294,7 @@ impl Skeleton {
     /// One rule of a chain that was made for a shape.
     fn rule_text(&self, step: Step) -> String {
         let ip = self.nft_family();
-        let pods = |from_pod| self.detector.text(ip, from_pod);
+        let pods = |wanted| from_pod(&self.detector, ip, wanted);
         match step {
             Step::Mark => format!("jump {MARK_CHAIN}"),
             Step::MarkOutsidePods => format!("{} jump {MARK_CHAIN}", pods(false)),

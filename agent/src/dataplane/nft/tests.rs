@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::diff::{Change, Slot, Verdict};
 use crate::model::{AffinityTimeout, Frontend, Protocol};
-use crate::plan::{self, Member, PlanConfig, PodNetworks};
+use crate::plan::{self, Detector, Member, PlanConfig, PodNetworks};
 use crate::testing::{any_service, any_service_cidr, any_slice, backend, ip, plan_config, port};
 use decode::Reading;
 use elements::Set;
