@@ -131,6 +131,30 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Lets what pods of node-2 answer to a host outside both nodes pass through node-1, which may have translated
+    /// the question without hiding the host.
+    ///
+    /// # Panics
+    /// If called twice for one host.
+    pub fn return_by_node1(&self, to: &Host) {
+        let Node { host: node1, .. } = &self.node1;
+        let ways = [(to.v4, node1.v4), (to.v6, node1.v6)];
+        for (pods, (to, gateway)) in self.node2.pod_cidrs.into_iter().zip(ways) {
+            link::add_source_route(&self.fabric, pods, to, gateway)
+                .expect("the fabric has no such rule yet");
+        }
+    }
+
+    /// A pod on a third node, of which there is nothing else.
+    ///
+    /// # Panics
+    /// If called twice.
+    pub fn pod_elsewhere(&self, name: &str) -> Host {
+        let addresses =
+            ["10.244.3.2", "fd00:10:244:3::2"].map(|ip| ip.parse().expect("an address"));
+        leaf(&self.fabric, name, 200, addresses).expect("the fabric has no such pod yet")
+    }
+
     /// The routes that the links do not bring.
     fn route(&self) -> Result<()> {
         for node in [&self.node1, &self.node2] {
@@ -277,19 +301,24 @@ impl Pod {
 /// The client outside. It sends everything to the fabric, also what is in its own network: load balancers' addresses
 /// are there.
 fn client(fabric: &Netns) -> Result<Host> {
+    let v4 = Ipv4Addr::new(203, 0, 113, 2).into();
+    let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 2).into();
+    leaf(fabric, "client", 100, [v4, v6])
+}
+
+/// A host on a link of its own to the fabric.
+fn leaf(fabric: &Netns, name: &str, index: u32, [v4, v6]: [IpAddr; 2]) -> Result<Host> {
     let netns = host()?;
-    let v4 = IpAddr::from(Ipv4Addr::new(203, 0, 113, 2));
-    let v6 = IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0x113, 0, 0, 0, 0, 2));
     Link {
         router: fabric,
-        router_device: "client",
-        router_index: 100,
+        router_device: name,
+        router_index: index,
         leaf: &netns,
         addresses: &[v4.into(), v6.into()],
     }
     .attach()?;
     Ok(Host {
-        name: "client".into(),
+        name: name.into(),
         netns,
         v4,
         v6,

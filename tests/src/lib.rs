@@ -4,6 +4,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod cluster;
 pub mod envtest;
+pub mod flows;
 pub mod generation;
 pub mod netns;
 pub mod objects;

@@ -62,17 +62,7 @@ impl World {
     /// Starts an agent in a cluster where one was before.
     #[must_use]
     pub fn resume(cluster: Cluster, manifests: TempDir, args: &[&str]) -> Self {
-        let node = &cluster.node1.host;
-        let directory = manifests.path().to_str().expect("the path is UTF-8");
-        let own = [
-            "-v4",
-            "--hostname-override",
-            &node.name,
-            "--manifests",
-            directory,
-        ];
-        let agent = Agent::start(&node.netns, &[&own, args].concat());
-        agent.wait_for_log("in sync", PATIENCE);
+        let agent = start_agent(&cluster.node1.host, &manifests, args);
         Self {
             agent,
             cluster,
@@ -86,7 +76,26 @@ impl World {
     }
 }
 
-fn write(manifests: &TempDir, objects: &[Value]) {
+/// Starts an agent on a node, fed by a directory of manifests, and waits until it is in sync.
+pub fn start_agent(node: &Host, manifests: &TempDir, args: &[&str]) -> Agent {
+    let directory = manifests.path().to_str().expect("the path is UTF-8");
+    let own = [
+        "-v4",
+        "--hostname-override",
+        &node.name,
+        "--manifests",
+        directory,
+    ];
+    let agent = Agent::start(&node.netns, &[&own, args].concat());
+    agent.wait_for_log("in sync", PATIENCE);
+    agent
+}
+
+/// Puts objects into a directory of manifests, in one step.
+///
+/// # Panics
+/// If the directory cannot be written.
+pub fn write(manifests: &TempDir, objects: &[Value]) {
     // Written beside and moved: the agent never sees half of it.
     let beside = manifests.path().join("objects.tmp");
     fs::write(&beside, objects::list(objects)).expect("the directory is ours");

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
+use netlink_packet_route::rule::RuleAction;
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::Netns;
@@ -29,6 +30,9 @@ const GATEWAYS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 1, 1)),
     IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
 ];
+
+/// The routing table of [`add_source_route`].
+const SOURCE_TABLE: u32 = 100;
 
 const LOOPBACK_INDEX: u32 = 1;
 const LEAF_INDEX: u32 = 2;
@@ -186,6 +190,38 @@ pub fn remove_address(netns: &Netns, device: &str, address: IpNet) -> Result<()>
 pub fn add_route(netns: &Netns, destination: IpNet, gateway: IpAddr) -> Result<()> {
     let route = destined(destination)?.gateway(gateway)?.build();
     add(netns, route).with_context(|| format!("route to {destination} by {gateway}"))
+}
+
+/// Sends what comes from some sources to a destination by way of a gateway, whatever the routes say.
+///
+/// # Errors
+/// If the gateway cannot be reached.
+pub fn add_source_route(
+    netns: &Netns,
+    source: IpNet,
+    destination: IpAddr,
+    gateway: IpAddr,
+) -> Result<()> {
+    let route = destined(everything(gateway))?.gateway(gateway)?;
+    let route = route.table_id(SOURCE_TABLE).build();
+    with_netlink(netns, async |netlink| {
+        netlink.route().add(route).replace().execute().await?;
+        let rule = netlink.rule().add().table_id(SOURCE_TABLE);
+        let rule = rule.action(RuleAction::ToTable);
+        match (source.addr(), destination) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let rule = rule.v4().source_prefix(from, source.prefix_len());
+                rule.destination_prefix(to, 32).execute().await?;
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let rule = rule.v6().source_prefix(from, source.prefix_len());
+                rule.destination_prefix(to, 128).execute().await?;
+            }
+            _ => anyhow::bail!("{source} and {destination} are of two families"),
+        }
+        Ok(())
+    })
+    .with_context(|| format!("route from {source} to {destination} by {gateway}"))
 }
 
 /// Adds a route that silently discards what nothing more specific matches.

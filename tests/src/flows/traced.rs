@@ -1,0 +1,130 @@
+//! The tables that the agent plans for a scene, without an agent: what the tracer walks.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use clap::Parser as _;
+use proxyd::cli::Cli;
+use proxyd::config::Config;
+use proxyd::model::translate::Objects;
+use proxyd::model::{Family, PerFamily, Port, Protocol, Scope, Snapshot};
+use proxyd::plan::{self, Tables};
+use proxyd::trace::{Outcome, Packet, Tracer};
+use serde_json::Value;
+
+use super::cast::Cast;
+use super::table::Expected;
+use crate::traffic;
+
+/// What is planned for a scene.
+#[derive(Debug)]
+pub struct Planned {
+    config: Config,
+    tables: PerFamily<Tables>,
+    local_addresses: BTreeSet<IpAddr>,
+}
+
+impl Planned {
+    /// Plans objects on node-1 with the agent's arguments.
+    ///
+    /// # Panics
+    /// If an argument or an object cannot be read.
+    pub fn new(cast: &Cast, objects: &[Value], args: &[&str]) -> Self {
+        let own = ["proxyd", "--hostname-override", "node-1"];
+        let cli = Cli::try_parse_from([&own, args].concat());
+        let cli = cli.unwrap_or_else(|error| panic!("{error}"));
+        let config = Config::from_cli(cli).unwrap_or_else(|error| panic!("{error}"));
+        let objects = read(objects);
+        let mut snapshot = Snapshot::default();
+        let services = objects.parsed_services().into_iter();
+        snapshot.set_services(services.filter_map(|parsed| parsed.object).collect());
+        let slices = objects.parsed_slices("node-1").into_iter();
+        snapshot.set_slices(slices.filter_map(|parsed| parsed.object).collect());
+        let cidrs = objects.parsed_service_cidrs().into_iter();
+        snapshot.set_service_cidrs(cidrs.filter_map(|parsed| parsed.object).collect());
+        snapshot.set_node(objects.own_node("node-1"));
+        let local_addresses = BTreeSet::from([0, 1].map(|family| cast.address("node-1", family)));
+        snapshot.set_host_addresses(local_addresses.clone());
+        let tables =
+            PerFamily::from_fn(|family| plan::tables(&snapshot, &config.plan, family, &Scope::All));
+        Self {
+            config,
+            tables,
+            local_addresses,
+        }
+    }
+
+    /// What the tracer says of a connection.
+    pub fn trace(
+        &self,
+        cast: &Cast,
+        from: &str,
+        protocol: traffic::Protocol,
+        (destination, port): (IpAddr, u16),
+    ) -> Outcome {
+        let family = Family::of(destination);
+        let tracer = Tracer {
+            tables: self.tables.get(family),
+            detector: self.config.skeleton.detector.get(family),
+            local_addresses: &self.local_addresses,
+        };
+        tracer.trace(&Packet {
+            interface: cast.interface(from),
+            source: cast.address(from, usize::from(destination.is_ipv6())),
+            destination,
+            protocol: match protocol {
+                traffic::Protocol::Tcp => Protocol::Tcp,
+                traffic::Protocol::Udp => Protocol::Udp,
+            },
+            port: Port::new(port).expect("no table has port 0"),
+        })
+    }
+}
+
+/// What is wrong with an outcome, if it is not what a table says.
+pub fn mismatch(outcome: &Outcome, expected: &Expected, cast: &Cast, from: &str) -> Option<String> {
+    let matches = match (outcome, expected) {
+        (
+            Outcome::Balanced { targets, .. },
+            Expected::Answers {
+                servers,
+                masqueraded,
+            },
+        ) => {
+            let family = usize::from(targets[0].backend.ip.is_ipv6());
+            let mut found: Vec<_> = targets
+                .iter()
+                .map(|target| (target.backend.ip, target.masqueraded))
+                .collect();
+            let mut wanted: Vec<_> = servers
+                .iter()
+                .map(|name| (cast.address(name, family), *masqueraded || name == from))
+                .collect();
+            found.sort_unstable();
+            wanted.sort_unstable();
+            found == wanted
+        }
+        (Outcome::Refused(_), Expected::Refused)
+        | (Outcome::Dropped(_), Expected::Dropped)
+        | (Outcome::Unchanged, Expected::Unserved) => true,
+        _ => false,
+    };
+    (!matches).then(|| format!("{outcome:?}"))
+}
+
+fn read(objects: &[Value]) -> Objects {
+    fn typed<T: serde::de::DeserializeOwned>(value: &Value) -> T {
+        serde_json::from_value(value.clone()).expect("the scene's objects are of the API")
+    }
+    let mut all = Objects::default();
+    for object in objects {
+        match object["kind"].as_str() {
+            Some("Service") => all.services.push(typed(object)),
+            Some("EndpointSlice") => all.slices.push(typed(object)),
+            Some("Node") => all.nodes.push(typed(object)),
+            Some("ServiceCIDR") => all.service_cidrs.push(typed(object)),
+            other => panic!("a scene has no {other:?}"),
+        }
+    }
+    all
+}
