@@ -11,6 +11,8 @@ pub mod traced;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -29,21 +31,44 @@ const SILENCE: Duration = Duration::from_millis(500);
 /// The fewest questions for a row that is answered, and the most, should one of the servers not turn up.
 const QUESTIONS: std::ops::RangeInclusive<usize> = 6..=80;
 
-/// The agent's settings, the Services of a table, and the table.
-#[derive(Debug)]
+/// What the agent is given, and what should come of it.
+#[derive(Debug, Default)]
 pub struct Scene<'a> {
     /// The agent's arguments.
     pub args: &'a [&'a str],
     /// The Services; their order gives their numbers and ages.
-    pub services: &'a [Svc],
+    pub services: Vec<Svc>,
     /// Objects beside them.
-    pub others: &'a [Value],
-    /// The table.
-    pub table: &'a str,
+    pub others: Vec<Value>,
+    /// The rows of the table.
+    pub rows: Vec<Row>,
+    /// Which families are looked at, if not both: 0 is IPv4, 1 is IPv6.
+    pub family: Option<usize>,
 }
 
-impl Scene<'_> {
-    /// Checks every row, in both families, TCP and UDP.
+impl<'a> Scene<'a> {
+    /// A table whose columns are these Services.
+    pub fn across(args: &'a [&'a str], services: Vec<Svc>, table: &str) -> Self {
+        Self {
+            args,
+            rows: table::across(table, &services),
+            services,
+            ..Self::default()
+        }
+    }
+
+    /// A table whose lines are Services, all with these fields in their `spec`.
+    pub fn down(args: &'a [&'a str], spec: &Value, table: &str) -> Self {
+        let (services, rows) = table::down(table, spec);
+        Self {
+            args,
+            services,
+            rows,
+            ..Self::default()
+        }
+    }
+
+    /// Checks every row, TCP and UDP.
     ///
     /// # Panics
     /// With every row that is not as the table says.
@@ -57,37 +82,28 @@ impl Scene<'_> {
     /// # Panics
     /// With every row that is not as the table says.
     #[track_caller]
-    pub fn check_with(&self, prepare: impl FnOnce(&Cast)) {
-        let cast = Cast::new();
-        prepare(&cast);
+    pub fn check_with(&self, prepare: impl FnOnce(&mut Cast)) {
+        let mut cast = Cast::new();
+        prepare(&mut cast);
         let objects = self.objects(&cast);
         let planned = Planned::new(&cast, &objects, self.args);
-        let names = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
-        let (columns, rows) = table::parse(self.table, |service| {
-            let (all, local) = self.service(service).1.names();
-            (names(all), names(local))
-        });
         let manifests = TempDir::new().expect("the directory for temporary files can be written");
         world::write(&manifests, &objects);
         let agent = world::start_agent(&cast.cluster.node1.host, &manifests, self.args);
-        let wrong: Vec<String> = std::thread::scope(|scope| {
-            let check = |row: &Row| self.check_row(&cast, &planned, &columns[row.column], row);
-            let rows = rows.iter().map(|row| scope.spawn(move || check(row)));
-            let rows: Vec<_> = rows.collect();
-            let results = rows.into_iter();
-            results
-                .flat_map(|row| {
-                    row.join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                })
+        let wrong: Vec<String> = thread::scope(|scope| {
+            let (cast, planned) = (&cast, &planned);
+            let check = |row| scope.spawn(move || self.check_row(cast, planned, row));
+            let rows: Vec<_> = self.rows.iter().map(check).collect();
+            let rows = rows.into_iter();
+            rows.flat_map(|row| row.join().unwrap_or_else(|panic| resume_unwind(panic)))
                 .collect()
         });
         drop(agent);
         assert!(
             wrong.is_empty(),
-            "{} of {} rows × 4 are not as the table says, with {:?}:\n{}",
+            "{} connections of {} rows are not as the table says, with {:?}:\n{}",
             wrong.len(),
-            rows.len(),
+            self.rows.len(),
             self.args,
             wrong.join("\n")
         );
@@ -95,23 +111,20 @@ impl Scene<'_> {
 
     /// The objects that the agent reads.
     pub fn objects(&self, cast: &Cast) -> Vec<Value> {
-        let services = (1..).zip(self.services);
+        let services = (1..).zip(&self.services);
         let services = services.flat_map(|(number, service)| service.objects(number, cast));
         services.chain(self.others.iter().cloned()).collect()
     }
 
-    /// A Service, and its number.
-    fn service(&self, name: &str) -> (u8, &Svc) {
-        let mut numbered = (1..).zip(self.services);
-        let found = numbered.find(|(_, service)| service.name == name);
-        found.unwrap_or_else(|| panic!("the scene has no Service {name}"))
-    }
-
     /// Checks a row in each family and protocol; returns what is wrong.
-    fn check_row(&self, cast: &Cast, planned: &Planned, service: &str, row: &Row) -> Vec<String> {
-        let (number, _) = self.service(service);
+    fn check_row(&self, cast: &Cast, planned: &Planned, row: &Row) -> Vec<String> {
+        let service = &row.service;
+        let mut numbered = (1..).zip(&self.services);
+        let found = numbered.find(|(_, svc)| svc.name == *service);
+        let (number, _) = found.expect("rows are made of the scene's Services");
         let mut wrong = Vec::new();
-        for family in [0, 1] {
+        let families = [0, 1].into_iter();
+        for family in families.filter(|family| self.family.is_none_or(|only| only == *family)) {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
                 let to = destination(cast, &row.to, number, family);
                 let what = format!(
@@ -189,8 +202,13 @@ fn really(cast: &Cast, row: &Row, protocol: Protocol, to: SocketAddr) -> Result<
     for question in 1..=*QUESTIONS.end() {
         let answer = ask(from, protocol, to, PATIENCE).map_err(|failure| failure.to_string())?;
         let hidden = masqueraded || answer.server == row.from;
-        let source = if hidden { "node-1" } else { &row.from };
-        if answer.seen.ip() != cast.address(source, family) || !servers.contains(&answer.server) {
+        let source = answer.seen.ip();
+        let as_expected = if hidden {
+            cast.node_addresses.contains(&source)
+        } else {
+            source == cast.address(&row.from, family)
+        };
+        if !as_expected || !servers.contains(&answer.server) {
             return Err(format!("{answer:?}"));
         }
         seen.push(answer.server);

@@ -1,8 +1,10 @@
 //! Who takes part in every scene: pods on the nodes, the nodes, and a client outside.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::cluster::{Cluster, Host, Pod};
+use crate::netns::link;
 use crate::traffic::EchoServer;
 
 /// The port that endpoints answer at.
@@ -15,6 +17,8 @@ pub struct Cast {
     pub cluster: Cluster,
     pods: Vec<Pod>,
     pod_elsewhere: Host,
+    /// The addresses of node-1.
+    pub node_addresses: BTreeSet<IpAddr>,
     /// Answers on node-1 itself, under the node's name.
     _on_host: EchoServer,
 }
@@ -43,6 +47,7 @@ impl Cast {
         let on_host = EchoServer::start(&node.netns, &node.name, PORT);
         Self {
             pods: pods.into(),
+            node_addresses: [node.v4, node.v6].into(),
             pod_elsewhere: cluster.pod_elsewhere("pod-3"),
             _on_host: on_host,
             cluster,
@@ -81,6 +86,20 @@ impl Cast {
     pub fn address(&self, name: &str, family: usize) -> IpAddr {
         let host = self.host(name);
         [host.v4, host.v6][family]
+    }
+
+    /// Gives node-1 one more address, which the network knows.
+    ///
+    /// # Panics
+    /// If it has it already.
+    pub fn add_node_address(&mut self, address: IpAddr) {
+        let node = &self.cluster.node1.host;
+        link::add_address(&node.netns, link::LEAF_DEVICE, address.into())
+            .expect("node-1 does not have it yet");
+        let gateway = if address.is_ipv4() { node.v4 } else { node.v6 };
+        link::add_route(&self.cluster.fabric, address.into(), gateway)
+            .expect("the fabric reaches node-1");
+        self.node_addresses.insert(address);
     }
 
     /// The interface of node-1 by which a member's packets come in; `None` for that node itself.

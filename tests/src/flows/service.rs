@@ -14,7 +14,7 @@ const TARGET: u16 = super::cast::PORT;
 #[derive(Debug, Clone)]
 pub struct Svc {
     /// Its name, the head of its column.
-    pub name: &'static str,
+    pub name: String,
     /// Fields of its `spec` that are not as in every other Service.
     pub spec: Value,
     /// Fields of its `metadata` that are not.
@@ -23,7 +23,7 @@ pub struct Svc {
     pub status: Option<Value>,
     /// Names of the cast, each with its state in brackets: `here there(terminating) here2(zone=a,node=node-1)`. States are
     /// `unready`, `terminating` (it still serves), `gone` (it does not). A `|` begins another slice.
-    pub endpoints: &'static str,
+    pub endpoints: String,
 }
 
 /// The addresses of a Service in one family.
@@ -41,13 +41,13 @@ pub struct Addresses {
 
 impl Svc {
     /// A Service with these fields in its `spec`, and these endpoints.
-    pub fn new(name: &'static str, spec: Value, endpoints: &'static str) -> Self {
+    pub fn new(name: &str, spec: Value, endpoints: &str) -> Self {
         Self {
-            name,
+            name: name.to_owned(),
             spec,
             metadata: json!({}),
             status: None,
-            endpoints,
+            endpoints: endpoints.to_owned(),
         }
     }
 
@@ -63,7 +63,7 @@ impl Svc {
             "metadata": {
                 "name": self.name, "namespace": "default",
                 // The first is the oldest.
-                "creationTimestamp": format!("2026-01-01T00:00:{number:02}Z"),
+                "creationTimestamp": format!("2026-01-01T00:{:02}:{:02}Z", number / 60, number % 60),
             },
             "spec": {
                 "type": "LoadBalancer",
@@ -106,7 +106,7 @@ impl Svc {
     }
 
     /// The names of all endpoints, and of those on the node under test.
-    pub fn names(&self) -> (Vec<&'static str>, Vec<&'static str>) {
+    pub fn names(&self) -> (Vec<&str>, Vec<&str>) {
         let names = self
             .endpoints
             .split(['|', ' '])

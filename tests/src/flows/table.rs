@@ -7,10 +7,14 @@
 //! | client → NodePort, LB, external  | all M   | local          |
 //! ```
 //!
-//! The head names Services. A cell says who answers: names of the cast, `all` or `local` endpoints, with `M` if they see an
+//! The head names Services (or, in [`down`], calls). A cell says who answers: names of the cast, `all` or `local` endpoints, with `M` if they see an
 //! address of the node instead of the client's; or `refused`, `dropped`, `unserved` (no rule touches it), or `-` (not looked at).
 
 use std::fmt;
+
+use serde_json::Value;
+
+use super::service::Svc;
 
 /// What a cell says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +41,8 @@ pub struct Row {
     pub from: String,
     /// What kind of address.
     pub to: String,
-    /// The number of the Service's column.
-    pub column: usize,
+    /// The name of the Service.
+    pub service: String,
     /// What comes of it.
     pub expected: Expected,
 }
@@ -60,52 +64,89 @@ impl fmt::Display for Expected {
     }
 }
 
-/// Reads the names of a table's columns, and its rows. `aliases` says what `all` and `local` mean in a column.
+/// Reads a table whose columns are Services.
+///
+/// # Panics
+/// If the text is no table, or names a Service that is not there.
+pub fn across(text: &str, services: &[Svc]) -> Vec<Row> {
+    let (head, lines) = read(text);
+    let column = |name: &String| {
+        let found = services.iter().find(|service| service.name == *name);
+        found.unwrap_or_else(|| panic!("there is no Service {name}"))
+    };
+    let columns: Vec<&Svc> = head[1..].iter().map(column).collect();
+    let rows = lines.iter().flat_map(|cells| {
+        let looked_at = cells[1..].iter().zip(&columns);
+        looked_at.flat_map(|(cell, service)| rows(&cells[0], service, cell))
+    });
+    rows.collect()
+}
+
+/// Reads a table whose lines are Services, each by its endpoints. All have these fields in their `spec`, and the head of a
+/// column says who calls.
+///
+/// ```text
+/// | endpoints        | pod → ClusterIP |
+/// | ---------------- | --------------- |
+/// | here there(gone) | here            |
+/// ```
 ///
 /// # Panics
 /// If the text is no table.
-pub fn parse(
-    text: &str,
-    aliases: impl Fn(&str) -> (Vec<String>, Vec<String>),
-) -> (Vec<String>, Vec<Row>) {
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+pub fn down(text: &str, spec: &Value) -> (Vec<Svc>, Vec<Row>) {
+    let (head, lines) = read(text);
+    let mut services = Vec::new();
+    let mut all = Vec::new();
+    for (number, cells) in (1..).zip(&lines) {
+        let service = Svc::new(&format!("line-{number}"), spec.clone(), &cells[0]);
+        let columns = head[1..].iter().zip(&cells[1..]);
+        all.extend(columns.flat_map(|(calls, cell)| rows(calls, &service, cell)));
+        services.push(service);
+    }
+    (services, all)
+}
+
+/// The cells of a table: those of its head, and those of its lines.
+fn read(text: &str) -> (Vec<String>, Vec<Vec<String>>) {
     let cells = |line: &str| -> Vec<String> {
         let inner = line
-            .strip_prefix('|')
-            .and_then(|line| line.strip_suffix('|'));
-        let inner = inner.unwrap_or_else(|| panic!("a row begins and ends with |: {line}"));
+            .strip_prefix("| ")
+            .and_then(|line| line.strip_suffix(" |"));
+        let inner = inner.unwrap_or_else(|| panic!("a line begins and ends with |: {line}"));
         inner
-            .split('|')
+            .split(" | ")
             .map(|cell| cell.trim().to_owned())
             .collect()
     };
-    let services = cells(lines.next().expect("a table has a head")).split_off(1);
-    let mut rows = Vec::new();
-    for line in lines.filter(|line| !line.starts_with("| -")) {
-        let cells = cells(line);
-        assert_eq!(cells.len(), services.len() + 1, "{line}");
-        let (from, to) = cells[0].split_once('→').expect("from → to");
-        for from in from.split(',').map(str::trim) {
-            for to in to.split(',').map(str::trim) {
-                for (column, cell) in cells[1..]
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, cell)| *cell != "-")
-                {
-                    rows.push(Row {
-                        from: from.to_owned(),
-                        to: to.to_owned(),
-                        column,
-                        expected: expected(cell, aliases(&services[column])),
-                    });
-                }
-            }
-        }
+    let lines = text.lines().map(str::trim);
+    let mut lines = lines.filter(|line| !line.is_empty() && !line.starts_with("| -"));
+    let head = cells(lines.next().expect("a table has a head"));
+    let lines: Vec<_> = lines.map(cells).collect();
+    for line in &lines {
+        assert_eq!(line.len(), head.len(), "{line:?}");
     }
-    (services, rows)
+    (head, lines)
 }
 
-fn expected(cell: &str, (all, local): (Vec<String>, Vec<String>)) -> Expected {
+/// The rows of one cell: `pod, client → LB, external` are four.
+fn rows(calls: &str, service: &Svc, cell: &str) -> Vec<Row> {
+    if cell == "-" {
+        return Vec::new();
+    }
+    let (from, to) = calls.split_once('→').expect("from → to");
+    let to = || to.split(',').map(|kind| kind.trim().to_owned());
+    let from = from.split(',').map(|from| from.trim().to_owned());
+    let pairs = from.flat_map(|from| to().map(move |to| (from.clone(), to)));
+    let row = |(from, to)| Row {
+        from,
+        to,
+        service: service.name.clone(),
+        expected: expected(cell, service),
+    };
+    pairs.map(row).collect()
+}
+
+fn expected(cell: &str, service: &Svc) -> Expected {
     match cell {
         "refused" => return Expected::Refused,
         "dropped" => return Expected::Dropped,
@@ -116,9 +157,10 @@ fn expected(cell: &str, (all, local): (Vec<String>, Vec<String>)) -> Expected {
         Some(names) => (names, true),
         None => (cell, false),
     };
-    let mut servers = match names {
-        "all" => all,
-        "local" => local,
+    let (all, local) = service.names();
+    let mut servers: Vec<String> = match names {
+        "all" => all.into_iter().map(str::to_owned).collect(),
+        "local" => local.into_iter().map(str::to_owned).collect(),
         names => names.split_whitespace().map(str::to_owned).collect(),
     };
     servers.sort();

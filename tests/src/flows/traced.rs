@@ -43,7 +43,7 @@ impl Planned {
         let cidrs = objects.parsed_service_cidrs().into_iter();
         snapshot.set_service_cidrs(cidrs.filter_map(|parsed| parsed.object).collect());
         snapshot.set_node(objects.own_node("node-1"));
-        let local_addresses = BTreeSet::from([0, 1].map(|family| cast.address("node-1", family)));
+        let local_addresses = cast.node_addresses.clone();
         snapshot.set_host_addresses(local_addresses.clone());
         let tables =
             PerFamily::from_fn(|family| plan::tables(&snapshot, &config.plan, family, &Scope::All));

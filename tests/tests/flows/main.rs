@@ -4,4 +4,8 @@
 //! In the tables `pod` is a pod on the node under test (node-1) and `pod-3` one on a third node; `client` is outside the
 //! cluster; endpoints are `here` and `here2` on node-1, `there` and `there2` on node-2. `M` is "the server sees the node".
 
+mod endpoints;
+mod node_ports;
+mod ranges;
 mod truth;
+mod verdicts;

@@ -21,8 +21,8 @@ fn services() -> Vec<Svc> {
     ]
 }
 
-/// This node's Node object.
-fn node() -> Value {
+/// This node's Node object, without a zone.
+pub(crate) fn node() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" },
         "spec": { "podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"] },
@@ -34,15 +34,10 @@ fn node() -> Value {
 
 #[track_caller]
 fn check(args: &[&str], table: &str) {
-    let services = services();
-    let scene = Scene {
-        args,
-        services: &services,
-        others: &[node()],
-        table,
-    };
+    let mut scene = Scene::across(args, services(), table);
+    scene.others.push(node());
     // What leaves node-1 with its own source comes back by node-1.
-    scene.check_with(|cast: &Cast| {
+    scene.check_with(|cast: &mut Cast| {
         for outside in ["client", "pod-3"] {
             cast.cluster.return_by_node1(cast.host(outside));
         }
