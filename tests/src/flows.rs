@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::agent::Agent;
 use crate::traffic::{Failure, Protocol, ask};
 use crate::world::{self, PATIENCE};
 use cast::Cast;
@@ -26,10 +27,72 @@ use table::{Expected, Row};
 use traced::Planned;
 
 /// The longest that a client waits for an answer that should not come.
-const SILENCE: Duration = Duration::from_millis(500);
+pub const SILENCE: Duration = Duration::from_millis(500);
 
 /// The fewest questions for a row that is answered, and the most, should one of the servers not turn up.
 const QUESTIONS: std::ops::RangeInclusive<usize> = 6..=80;
+
+/// A cast with an agent on node-1.
+#[derive(Debug)]
+pub struct Stage {
+    /// Who takes part.
+    pub cast: Cast,
+    /// The agent.
+    pub agent: Agent,
+    manifests: TempDir,
+}
+
+impl Stage {
+    /// Starts the agent with these objects.
+    pub fn new(cast: Cast, objects: &[Value], args: &[&str]) -> Self {
+        let manifests = TempDir::new().expect("the directory for temporary files can be written");
+        world::write(&manifests, objects);
+        Self {
+            agent: world::start_agent(&cast.cluster.node1.host, &manifests, args),
+            cast,
+            manifests,
+        }
+    }
+
+    /// Gives the agent these Services, numbered from 1. It takes them a moment later.
+    pub fn write(&self, services: &[Svc]) {
+        self.write_objects(&service::objects(services, &self.cast));
+    }
+
+    /// Gives the agent these objects.
+    pub fn write_objects(&self, objects: &[Value]) {
+        world::write(&self.manifests, objects);
+    }
+
+    /// Ends the agent and starts another one with the same objects.
+    #[must_use]
+    pub fn restart(self, args: &[&str]) -> Self {
+        self.again(None, args)
+    }
+
+    /// Ends the agent and starts another one with these Services.
+    #[must_use]
+    pub fn restart_with(self, services: &[Svc], args: &[&str]) -> Self {
+        self.again(Some(services), args)
+    }
+
+    fn again(self, services: Option<&[Svc]>, args: &[&str]) -> Self {
+        let Self {
+            cast,
+            agent,
+            manifests,
+        } = self;
+        agent.terminate();
+        if let Some(services) = services {
+            world::write(&manifests, &service::objects(services, &cast));
+        }
+        Self {
+            agent: world::start_agent(&cast.cluster.node1.host, &manifests, args),
+            cast,
+            manifests,
+        }
+    }
+}
 
 /// What the agent is given, and what should come of it.
 #[derive(Debug, Default)]
@@ -85,20 +148,18 @@ impl<'a> Scene<'a> {
     pub fn check_with(&self, prepare: impl FnOnce(&mut Cast)) {
         let mut cast = Cast::new();
         prepare(&mut cast);
-        let objects = self.objects(&cast);
+        let mut objects = service::objects(&self.services, &cast);
+        objects.extend(self.others.iter().cloned());
         let planned = Planned::new(&cast, &objects, self.args);
-        let manifests = TempDir::new().expect("the directory for temporary files can be written");
-        world::write(&manifests, &objects);
-        let agent = world::start_agent(&cast.cluster.node1.host, &manifests, self.args);
+        let stage = Stage::new(cast, &objects, self.args);
         let wrong: Vec<String> = thread::scope(|scope| {
-            let (cast, planned) = (&cast, &planned);
+            let (cast, planned) = (&stage.cast, &planned);
             let check = |row| scope.spawn(move || self.check_row(cast, planned, row));
             let rows: Vec<_> = self.rows.iter().map(check).collect();
             let rows = rows.into_iter();
             rows.flat_map(|row| row.join().unwrap_or_else(|panic| resume_unwind(panic)))
                 .collect()
         });
-        drop(agent);
         assert!(
             wrong.is_empty(),
             "{} connections of {} rows are not as the table says, with {:?}:\n{}",
@@ -107,13 +168,6 @@ impl<'a> Scene<'a> {
             self.args,
             wrong.join("\n")
         );
-    }
-
-    /// The objects that the agent reads.
-    pub fn objects(&self, cast: &Cast) -> Vec<Value> {
-        let services = (1..).zip(&self.services);
-        let services = services.flat_map(|(number, service)| service.objects(number, cast));
-        services.chain(self.others.iter().cloned()).collect()
     }
 
     /// Checks a row in each family and protocol; returns what is wrong.

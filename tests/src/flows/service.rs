@@ -119,6 +119,13 @@ impl Svc {
     }
 }
 
+/// The objects of Services, numbered from 1.
+pub fn objects(services: &[Svc], cast: &Cast) -> Vec<Value> {
+    let services = (1..).zip(services);
+    let objects = services.flat_map(|(number, service)| service.objects(number, cast));
+    objects.collect()
+}
+
 /// The addresses of Service `number` in family 0 (IPv4) or 1.
 pub fn addresses(number: u8, family: usize) -> Addresses {
     let ip = |v4: &str, v6: &str, number: u8| -> IpAddr {

@@ -166,7 +166,7 @@ impl Conversation {
 impl Answer {
     /// Reads `name address:port`.
     fn parse(line: &str) -> Option<Self> {
-        let (server, seen) = line.trim_end().split_once(' ')?;
+        let (server, seen) = line.trim_end().rsplit_once(' ')?;
         Some(Self {
             server: server.to_owned(),
             seen: seen.parse().ok()?,
