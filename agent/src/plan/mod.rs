@@ -5,6 +5,7 @@
 //! what it touches; [`tables()`] with [`Scope::All`] is the same over all of them.
 
 mod select;
+mod stale_flows;
 mod tables;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+pub use stale_flows::{Flow, UdpFlows, udp_flows};
 pub use tables::{Backend, MAX_BACKENDS, Masquerade, Rule, Tables};
 
 use crate::model::{Family, Frontend, Scope, Snapshot};
