@@ -86,7 +86,11 @@ impl World {
     }
 }
 
-fn write(manifests: &TempDir, objects: &[Value]) {
+/// Puts objects into a directory of manifests, in place of those that were there.
+///
+/// # Panics
+/// If the directory is gone.
+pub fn write(manifests: &TempDir, objects: &[Value]) {
     // Written beside and moved: the agent never sees half of it.
     let beside = manifests.path().join("objects.tmp");
     fs::write(&beside, objects::list(objects)).expect("the directory is ours");
