@@ -4,17 +4,17 @@
 //! holds is known from the last commit, or unknown (at the start, after any failure); then it is read back and
 //! everything is planned and compared anew. So nothing that failed can be lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use tracing::{info, warn};
 
 use crate::complaints::Complaints;
 use crate::dataplane::{Dataplane, DataplaneError};
-use crate::diff::{Held, diff};
+use crate::diff::{Delta, Held, diff};
 use crate::event::Event;
 use crate::model::{Family, Frontend, ObjectName, PerFamily, Scope, Snapshot, Touched};
-use crate::plan::{self, PlanConfig};
+use crate::plan::{self, PlanConfig, UdpFlows};
 
 /// The agent's state.
 #[derive(Debug)]
@@ -44,12 +44,14 @@ struct Awaited {
 }
 
 /// What a sync of one family did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Synced {
     /// Whether the kernel was read back and everything compared.
     pub full: bool,
     /// How many keys changed.
     pub changes: usize,
+    /// The UDP flows that the change leaves in place; others of the same front ends are stale.
+    pub udp: UdpFlows,
 }
 
 impl fmt::Display for Synced {
@@ -192,10 +194,7 @@ impl Engine {
         dataplane: &mut dyn Dataplane,
     ) -> Result<Synced, DataplaneError> {
         if !self.is_ready() {
-            return Ok(Synced {
-                full: false,
-                changes: 0,
-            });
+            return Ok(Synced::default());
         }
         let touched = self.snapshot.take_touched(family);
         self.report_contested(&touched);
@@ -223,7 +222,22 @@ impl Engine {
         Ok(Synced {
             full,
             changes: delta.len(),
+            udp: self.udp_flows(family, &scope, &delta),
         })
+    }
+
+    /// What becomes of the UDP flows of what was in scope, and of front ends that were removed. While rules are only
+    /// added, the old flows are as good as the old rules.
+    fn udp_flows(&self, family: Family, scope: &Scope, delta: &Delta) -> UdpFlows {
+        if self.only_adds {
+            return UdpFlows::default();
+        }
+        let mut frontends: BTreeSet<_> = delta.rules.iter().map(|change| change.key).collect();
+        match scope {
+            Scope::All => frontends.extend(self.snapshot.frontends(family)),
+            Scope::Touched(touched) => frontends.extend(&touched.frontends),
+        }
+        plan::udp_flows(&self.snapshot, &self.config, family, frontends)
     }
 
     /// Logs, once, which Services do not get a front end because an older one has it.

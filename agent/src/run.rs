@@ -14,6 +14,7 @@ use crate::dataplane::{Dataplane, DataplaneError};
 use crate::dry_run::{DryRun, Settings, dry_run};
 use crate::engine::Engine;
 use crate::host::addresses::{self, AddressError};
+use crate::host::reconciler::Reconciler;
 use crate::host::sysctl;
 use crate::model::Family;
 use crate::plan::NodePortAddresses;
@@ -71,7 +72,8 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
         config.node_name
     );
     let engine = Engine::new(config.plan.clone());
-    let ended = SyncLoop::new(engine, &mut dataplane, started).run(&receiver);
+    let flows = Reconciler::start(|_| ()).map_err(RunError::Start)?;
+    let ended = SyncLoop::new(engine, &mut dataplane, flows, started).run(&receiver);
     runtime.shutdown_background();
     match ended {
         Ended::Signal(signal) => {

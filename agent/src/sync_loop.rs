@@ -11,6 +11,7 @@ use tracing::{debug, info, warn};
 use crate::dataplane::Dataplane;
 use crate::engine::Engine;
 use crate::event::Event;
+use crate::host::reconciler::Reconciler;
 use crate::model::{Family, PerFamily};
 
 /// The first pause after a failed sync; it doubles with each failure in a row.
@@ -41,6 +42,7 @@ pub(crate) enum Ended {
 pub(crate) struct SyncLoop<'a> {
     engine: Engine,
     dataplane: &'a mut dyn Dataplane,
+    flows: Reconciler,
     retries: PerFamily<Retry>,
     started: Instant,
     was_in_sync: bool,
@@ -56,10 +58,16 @@ struct Retry {
 
 impl<'a> SyncLoop<'a> {
     /// A loop that has done nothing yet. `started` is when the program did.
-    pub(crate) fn new(engine: Engine, dataplane: &'a mut dyn Dataplane, started: Instant) -> Self {
+    pub(crate) fn new(
+        engine: Engine,
+        dataplane: &'a mut dyn Dataplane,
+        flows: Reconciler,
+        started: Instant,
+    ) -> Self {
         Self {
             engine,
             dataplane,
+            flows,
             retries: PerFamily::default(),
             started,
             was_in_sync: false,
@@ -125,6 +133,7 @@ impl<'a> SyncLoop<'a> {
                     info!("{family}: in sync again after {} failures", retry.failures);
                 }
                 *retry = Retry::default();
+                self.flows.send(synced.udp);
             }
             Err(error) => {
                 let pause = FIRST_RETRY

@@ -4,6 +4,7 @@
 //! one Service changes at a time, and the time is taken from the API server's commit until the kernel's rules
 //! have a new generation.
 
+mod conntrack;
 mod workload;
 
 use std::net::TcpListener;
@@ -33,7 +34,11 @@ const POLL_INTERVAL: Duration = Duration::from_micros(20);
 
 /// What is measured.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
+
     /// Clusters to measure: Services × endpoints of each.
     #[arg(default_values = ["1000x10", "10000x5", "10000x10"], value_name = "SERVICESxENDPOINTS")]
     clusters: Vec<Workload>,
@@ -41,6 +46,13 @@ pub(crate) struct Args {
     /// How many changes to time in each cluster.
     #[arg(long, default_value_t = 500)]
     changes: usize,
+}
+
+/// What is measured instead of clusters, when asked for.
+#[derive(clap::Subcommand)]
+enum Other {
+    /// Rule changes beside a full connection tracking table (raises nf_conntrack_max of the machine meanwhile).
+    Conntrack(conntrack::Args),
 }
 
 /// Builds the agent, measures each cluster and prints a table.
@@ -67,6 +79,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "proxyd",
     ]))?;
     let binary = tools::target_dir()?.join("release/proxyd");
+    if let Some(Other::Conntrack(args)) = &args.other {
+        return conntrack::run(args, &binary);
+    }
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header([

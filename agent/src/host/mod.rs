@@ -1,4 +1,6 @@
-//! What proxyd asks of the machine it runs on, and sets there. I/O: rtnetlink, files of the kernel.
+//! What proxyd asks of the machine it runs on, and sets there. I/O: rtnetlink, connection tracking, files of the kernel.
 
 pub mod addresses;
+pub mod conntrack;
+pub mod reconciler;
 pub mod sysctl;

@@ -8,12 +8,14 @@ mod detector;
 mod health;
 mod members;
 mod select;
+mod stale_flows;
 mod tables;
 
 use ipnet::IpNet;
 
 pub use detector::Detector;
 pub use health::{ServiceHealth, service_health};
+pub use stale_flows::{Flow, UdpFlows, udp_flows};
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 
 use crate::model::{Exposure, Family, Frontend, Scope, Snapshot, TrafficPolicy};

@@ -50,10 +50,11 @@ impl<'a> Candidates<'a> {
         self.pick(|endpoint| endpoint.ready && is_here(endpoint), is_here)
     }
 
-    /// Endpoints that answer: a flow to one of them goes on, though it may take no new ones.
-    pub(super) fn serving(&self) -> impl Iterator<Item = Backend> {
-        let serving = self.0.iter().filter(|(_, endpoint)| endpoint.serving);
-        serving.map(|(backend, _)| *backend)
+    /// Endpoints that answer: a flow to one of them goes on, though it may take no new ones. With
+    /// `publishNotReadyAddresses` an endpoint is ready, and takes flows, that does not serve.
+    pub(super) fn answering(&self) -> impl Iterator<Item = Backend> {
+        let answering = self.0.iter().filter(|(_, e)| e.ready || e.serving);
+        answering.map(|(backend, _)| *backend)
     }
 
     /// The wanted ones, or, if there is none, those of a place that serve while they terminate.

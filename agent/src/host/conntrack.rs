@@ -1,0 +1,184 @@
+//! The kernel's connection tracking: reads UDP flows, and deletes the stale ones. I/O: two netlink sockets, blocking.
+//!
+//! The table belongs to a network namespace, which is that of the thread that opens the sockets. However large it
+//! is, one buffer's worth of it is in memory at a time.
+
+mod codec;
+
+use std::io;
+use std::ops::AddAssign;
+use std::time::Duration;
+
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::TimeVal;
+
+use crate::plan::Flow;
+use codec::Answer;
+
+/// How much is received at once. The kernel fills dumps up to 32 KiB into a buffer of that size or more.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// The most deletions that are sent at once: their answers have to fit the socket's buffer of 208 KiB, where each
+/// takes 1 KiB at most.
+const DELETIONS: usize = 128;
+
+/// How long the kernel may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why flows were not read or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConntrackError {
+    /// No socket could be had, or what was asked was not sent or not answered.
+    #[error("talking to the kernel's connection tracking: {0}")]
+    Socket(#[from] io::Error),
+    /// The kernel has no connection tracking over netlink, or does not let us.
+    #[error("listing UDP flows: {0}")]
+    List(#[source] io::Error),
+    /// A flow was not deleted.
+    #[error("deleting a UDP flow: {0}")]
+    Delete(#[source] io::Error),
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// How many UDP flows were looked at.
+    pub seen: u64,
+    /// How many were deleted.
+    pub deleted: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.seen += other.seen;
+        self.deleted += other.deleted;
+    }
+}
+
+/// A walk through flows, a few at a time.
+pub trait Steps {
+    /// Reads the next few flows, deletes those that are stale, and counts them; `None` at the end.
+    ///
+    /// # Errors
+    /// Why flows could not be read or deleted. The walk is over then.
+    fn step(&mut self, is_stale: impl Fn(&Flow) -> bool) -> Result<Option<Counts>, ConntrackError>;
+}
+
+/// One walk through the kernel's table.
+#[derive(Debug)]
+pub struct Walk {
+    flows: Socket,
+    deletions: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+    ended: bool,
+}
+
+impl Walk {
+    /// Asks for the flows, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// That no socket could be had, or nothing sent.
+    pub fn start() -> Result<Self, ConntrackError> {
+        let walk = Self {
+            flows: open()?,
+            deletions: open()?,
+            sequence: 1,
+            buffer: Vec::with_capacity(RECEIVE_BUFFER),
+            ended: false,
+        };
+        walk.flows.send(&codec::dump(walk.sequence), 0)?;
+        Ok(walk)
+    }
+}
+
+impl Steps for Walk {
+    fn step(&mut self, is_stale: impl Fn(&Flow) -> bool) -> Result<Option<Counts>, ConntrackError> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut counts = Counts::default();
+        receive(&self.flows, &mut self.buffer)?;
+        let mut requests = Vec::new();
+        let mut pending = 0;
+        let mut ended = None;
+        for (_, answer) in codec::answers(&self.buffer) {
+            match answer {
+                Answer::Flow(entry) => {
+                    counts.seen += 1;
+                    if is_stale(&entry.flow) {
+                        self.sequence = self.sequence.wrapping_add(1);
+                        codec::delete(&mut requests, &entry, self.sequence);
+                        pending += 1;
+                    }
+                }
+                Answer::End(number) => ended = Some(number),
+                Answer::Other => (),
+            }
+            if pending == DELETIONS {
+                counts.deleted += commit(&self.deletions, &mut requests, pending)?;
+                pending = 0;
+            }
+        }
+        counts.deleted += commit(&self.deletions, &mut requests, pending)?;
+        self.ended = ended.is_some();
+        match ended.filter(|number| *number != 0) {
+            None => Ok(Some(counts)),
+            Some(number) => Err(ConntrackError::List(error(number))),
+        }
+    }
+}
+
+/// Sends requests to delete, and waits for the answers; tells how many flows there were to delete.
+fn commit(socket: &Socket, requests: &mut Vec<u8>, count: usize) -> Result<u64, ConntrackError> {
+    if count == 0 {
+        return Ok(0);
+    }
+    socket.send(requests, 0)?;
+    requests.clear();
+    let (mut deleted, mut answered) = (0, 0);
+    let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
+    while answered < count {
+        receive(socket, &mut buffer)?;
+        for (_, answer) in codec::answers(&buffer) {
+            let Answer::End(number) = answer else {
+                continue;
+            };
+            answered += 1;
+            match number {
+                0 => deleted += 1,
+                // It has ended by itself.
+                _ if Errno::from_raw(-number) == Errno::ENOENT => (),
+                _ => return Err(ConntrackError::Delete(error(number))),
+            }
+        }
+    }
+    Ok(deleted)
+}
+
+fn open() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    let timeout = TimeVal::new(ANSWER_TIMEOUT.as_secs().cast_signed(), 0);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
+    // A refusal need not repeat what was refused.
+    socket.set_cap_ack(true)?;
+    Ok(socket)
+}
+
+fn receive(socket: &Socket, buffer: &mut Vec<u8>) -> io::Result<()> {
+    buffer.clear();
+    loop {
+        match socket.recv(buffer, 0) {
+            // A socket with a timeout is not restarted after a signal (signal(7)).
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+            result => return result.map(drop),
+        }
+    }
+}
+
+fn error(number: i32) -> io::Error {
+    io::Error::from_raw_os_error(-number)
+}
