@@ -133,7 +133,10 @@ fn what_is_accepted_loads_by_nft_and_by_the_agent_and_is_the_same() {
         write(manifests.path(), &objects);
         let dry_run = run_once(&netns, &[&args[..], &["--dry-run"]].concat());
         // Where something is not served it ends with 1.
-        assert!(dry_run.status.code().is_some_and(|code| code < 2), "{dry_run:?}");
+        assert!(
+            dry_run.status.code().is_some_and(|code| code < 2),
+            "{dry_run:?}"
+        );
         let expected = loaded(std::str::from_utf8(&dry_run.stdout).unwrap());
         if number > first {
             eventually("both families have the new world", PATIENCE, || {
