@@ -54,3 +54,25 @@ fn pod_networks(spec: Option<&api::NodeSpec>) -> Vec<ipnet::IpNet> {
         .filter_map(|text| parse_network(text))
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_has_no_address_that_only_itself_can_call() {
+        let object: api::Node = serde_json::from_value(json!({
+            "metadata": { "name": "node-1" },
+            "status": { "addresses": [
+                { "type": "InternalIP", "address": "127.0.0.1" }, { "type": "InternalIP", "address": "fe80::1" },
+                { "type": "InternalIP", "address": "::" }, { "type": "InternalIP", "address": "::ffff:192.168.0.2" },
+            ] },
+        }))
+        .unwrap();
+        assert_eq!(node(&object).addresses, [IpAddr::from([192, 168, 0, 2])]);
+    }
+}
