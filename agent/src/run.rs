@@ -151,7 +151,9 @@ pub fn plan_once(config: &Config) -> Result<(DryRun, Vec<ManifestError>), RunErr
             (objects, Vec::new())
         }
     };
-    let node_says = config.plan.node_port_addresses == NodePortAddresses::Primary
+    // NodePorts can go by the Node object alone; whether this node may call what source ranges guard cannot.
+    let node_says = !objects.has_source_ranges()
+        && config.plan.node_port_addresses == NodePortAddresses::Primary
         && objects.own_node(&config.node_name).is_some();
     let host_addresses = if node_says {
         Default::default()

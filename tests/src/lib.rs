@@ -8,6 +8,8 @@ pub mod flows;
 pub mod generation;
 pub mod netns;
 pub mod objects;
+pub mod tables;
 pub mod traffic;
 pub mod wait;
+pub mod wild;
 pub mod world;

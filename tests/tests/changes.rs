@@ -1,10 +1,5 @@
 //! Services that change while traffic flows: type, policy, address, ports, labels, targets.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test panics where something is not as it must be"
-)]
-
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;

@@ -34,6 +34,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ]),
     );
     steps.command("docs", docs());
+    steps.command("fuzz target", fuzz_target());
     steps.run(
         "dependencies",
         "cargo deny --locked check bans licenses sources",
@@ -52,6 +53,22 @@ fn docs() -> Command {
     ]);
     docs.env("RUSTDOCFLAGS", "-D warnings");
     docs
+}
+
+/// Checks the fuzz target, which is in a workspace of its own, and without libFuzzer, which needs a C++ compiler.
+fn fuzz_target() -> Command {
+    cargo(&[
+        "clippy",
+        "--manifest-path",
+        "agent/fuzz/Cargo.toml",
+        "--target-dir",
+        "target",
+        "--no-default-features",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ])
 }
 
 fn dependencies() -> anyhow::Result<()> {

@@ -112,13 +112,13 @@ pub async fn list_once(client: &Client, node_name: &str) -> Result<Objects, Kube
     let everything = ListParams::default();
     let service_cidrs = async {
         let listed = list(client, SERVICE_CIDRS, &everything).await;
-        Ok(listed.or_else(|error| match error {
+        listed.or_else(|error| match error {
             KubeError::List {
                 source: kube::Error::Api(status),
                 ..
             } if is_without(SERVICE_CIDRS, &status) => Ok(Vec::new()),
             other => Err(other),
-        })?)
+        })
     };
     let (services, slices, nodes, service_cidrs) = futures::try_join!(
         list(client, "services", &everything),

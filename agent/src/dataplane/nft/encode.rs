@@ -140,14 +140,14 @@ pub(super) fn after(network: &IpNet) -> Option<IpAddr> {
 
 /// The key, with the first address of a network.
 pub(super) fn key_bytes(fields: &[Field]) -> Vec<u8> {
-    bytes(fields, |network| network.network())
+    bytes(fields, IpNet::network)
 }
 
 /// The key with the last address of a network; `None` if there is no network in it.
 fn last_bytes(fields: &[Field]) -> Option<Vec<u8>> {
     let is_network = |field: &Field| matches!(field, Field::Net(_));
     let any = fields.iter().any(is_network);
-    any.then(|| bytes(fields, |network| network.broadcast()))
+    any.then(|| bytes(fields, IpNet::broadcast))
 }
 
 fn bytes(fields: &[Field], address_of: fn(&IpNet) -> IpAddr) -> Vec<u8> {

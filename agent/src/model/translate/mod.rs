@@ -34,6 +34,9 @@ pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 /// The label that hands a Service to another proxy.
 pub const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 
+/// The bits before an IPv4 address that is mapped to IPv6 (RFC 4291, 2.5.5.2).
+const MAPPED_PREFIX_BITS: u8 = 96;
+
 /// The namespace and name in an object's metadata.
 pub fn name_of(metadata: &ObjectMeta) -> ObjectName {
     ObjectName::new(
@@ -107,21 +110,34 @@ fn is_special(address: IpAddr) -> bool {
     address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local
 }
 
-/// Reads a network, as kube-apiserver does: with spaces around it, and with zeros before a number of an IPv4
-/// address (its `ParseCIDRSloppy`). Bits after the prefix do not count.
+/// Reads a network.
 fn network(text: &str, field: String) -> Result<IpNet, Complaint> {
-    let trimmed = text.trim();
-    let parsed = trimmed
-        .parse()
-        .ok()
-        .or_else(|| without_leading_zeros(trimmed)?.parse().ok());
-    let network: Option<IpNet> = parsed;
-    network.map(|network| network.trunc()).ok_or_else(|| {
+    parse_network(text).ok_or_else(|| {
         let reason = format!(
             "{text:?} is not a network such as 192.0.2.0/24 or 2001:db8::/32; it is skipped"
         );
         Complaint::new(field, reason)
     })
+}
+
+/// Reads a network, as kube-apiserver does: with spaces around it, and with zeros before a number of an IPv4
+/// address (its `ParseCIDRSloppy`). Bits after the prefix do not count. Networks of IPv4 addresses mapped to IPv6
+/// become IPv4, as addresses do.
+fn parse_network(text: &str) -> Option<IpNet> {
+    let trimmed = text.trim();
+    let parsed = trimmed
+        .parse()
+        .ok()
+        .or_else(|| without_leading_zeros(trimmed)?.parse().ok());
+    let network = parsed.map(|network: IpNet| network.trunc())?;
+    let mapped = match network.addr().to_canonical() {
+        address if network.addr().is_ipv6() && address.is_ipv4() => network
+            .prefix_len()
+            .checked_sub(MAPPED_PREFIX_BITS)
+            .and_then(|bits| IpNet::new(address, bits).ok()),
+        _ => None,
+    };
+    Some(mapped.unwrap_or(network))
 }
 
 /// Reads an address, as kube-apiserver does (its `ParseIPSloppy`). IPv4 addresses mapped to IPv6 become IPv4.

@@ -54,6 +54,13 @@ impl Objects {
         self.service_cidrs.iter().map(super::service_cidr).collect()
     }
 
+    /// Whether some Service has `loadBalancerSourceRanges`. What these come to depends on the machine's addresses.
+    pub fn has_source_ranges(&self) -> bool {
+        let specs = self.services.iter().filter_map(|s| s.spec.as_ref());
+        let mut ranges = specs.filter_map(|spec| spec.load_balancer_source_ranges.as_ref());
+        ranges.any(|ranges| !ranges.is_empty())
+    }
+
     /// The Node object of this node, translated.
     pub fn own_node(&self, node_name: &str) -> Option<Node> {
         let own = self

@@ -22,3 +22,26 @@ pub fn service_cidr(object: &api::ServiceCIDR) -> Parsed<ServiceCidr> {
         complaints,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse_network;
+
+    #[test]
+    fn networks_are_read_in_every_way_that_they_are_written() {
+        let check = |text: &str, expected: Option<&str>| {
+            let found = parse_network(text).map(|network| network.to_string());
+            assert_eq!(found.as_deref(), expected, "{text:?}");
+        };
+        check("10.1.2.3/8", Some("10.0.0.0/8"));
+        check(" 010.000.000.000/08 ", Some("10.0.0.0/8"));
+        check("FD00::1/64", Some("fd00::/64"));
+        check("::ffff:10.1.2.3/104", Some("10.0.0.0/8"));
+        check("::ffff:0:0/96", Some("0.0.0.0/0"));
+        check("::/64", Some("::/64"));
+        check("::ffff:10.1.2.3/64", Some("::/64"));
+        check("10.0.0.0", None);
+        check("10.0.0.0/33", None);
+        check("::ffff:10.0.0.0/129", None);
+    }
+}
