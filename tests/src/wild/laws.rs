@@ -5,12 +5,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use proxyd::dataplane::nft::{Detector, SkeletonConfig};
+use proxyd::dataplane::nft::SkeletonConfig;
 use proxyd::diff::{Held, diff};
 use proxyd::dry_run::{Settings, dry_run};
 use proxyd::model::translate::Objects;
 use proxyd::model::{Family, Parsed, PerFamily, Scope, Snapshot};
-use proxyd::plan::{self, MAX_BACKENDS, Member, NodePortAddresses, PlanConfig, PodNetworks, Rule};
+use proxyd::plan::{
+    self, Detector, MAX_BACKENDS, Member, NodePortAddresses, PlanConfig, PodNetworks, Rule,
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
