@@ -11,7 +11,7 @@ mod tables;
 
 use ipnet::IpNet;
 
-pub use health::{ServiceHealth, service_health};
+pub use health::health_checks;
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 
 use crate::model::{Exposure, Family, Frontend, Scope, Snapshot, TrafficPolicy};
