@@ -20,5 +20,6 @@ pub fn service_cidr(object: &api::ServiceCIDR) -> Parsed<ServiceCidr> {
         }),
         name,
         complaints,
+        trigger: None,
     }
 }
