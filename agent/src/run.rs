@@ -1,9 +1,12 @@
-//! Wires the tasks for each mode of the program: sources send events, the loop takes them.
+//! Wires the tasks for each mode of the program: sources send events, the loop takes them, servers tell of it.
+
+mod servers;
 
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
 
+use ::kube::Client;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -15,6 +18,7 @@ use crate::dry_run::{DryRun, Settings, dry_run};
 use crate::engine::Engine;
 use crate::host::addresses::{self, AddressError};
 use crate::host::sysctl;
+use crate::http::listen::ListenError;
 use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError};
@@ -48,6 +52,15 @@ pub enum RunError {
     /// The machine's addresses are not known.
     #[error(transparent)]
     Addresses(#[from] AddressError),
+    /// An address of a server cannot be had, and that was said to end the agent.
+    #[error("--{flag}: {source} (--bind-address-hard-fail)")]
+    Listen {
+        /// The flag that names the address.
+        flag: &'static str,
+        /// Why nobody listens there.
+        #[source]
+        source: ListenError,
+    },
 }
 
 /// Keeps the rules right until a signal ends it; they stay in place then.
@@ -61,17 +74,18 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
     sysctl::tune(&config.conntrack, Path::new("/"));
     let runtime = runtime()?;
     let (sender, receiver) = mpsc::channel();
-    start_sources(&runtime, config, &sender)?;
-    {
+    let client = start_sources(&runtime, config, &sender)?;
+    let publisher = {
         let _context = runtime.enter();
         runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
-    }
+        servers::start(config, client, started)?
+    };
     info!(
         "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
         config.node_name
     );
     let engine = Engine::new(config.plan.clone());
-    let ended = SyncLoop::new(engine, &mut dataplane, started).run(&receiver);
+    let ended = SyncLoop::new(engine, &mut dataplane, publisher, started).run(&receiver);
     runtime.shutdown_background();
     match ended {
         Ended::Signal(signal) => {
@@ -82,26 +96,28 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
     }
 }
 
-/// Starts the tasks that send events.
+/// Starts the tasks that send events. Returns the client of the API server, if there is one.
 fn start_sources(
     runtime: &Runtime,
     config: &Config,
     sender: &Sender<Message>,
-) -> Result<(), RunError> {
+) -> Result<Option<Client>, RunError> {
     let send = {
         let sender = sender.clone();
         move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
     };
     let node_name = config.node_name.clone();
     let watch_addresses = addresses::watch(send.clone());
-    let objects = match &config.source {
+    let (objects, client) = match &config.source {
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let client = runtime.block_on(kube::client(kubeconfig.as_deref(), master.as_ref()))?;
-            runtime.spawn(kube::watch(client, node_name, send))
+            let watch = kube::watch(client.clone(), node_name, send);
+            (runtime.spawn(watch), Some(client))
         }
         SourceConfig::Manifests(paths) => {
             let watched = Watched::new(Manifests::at(paths)?)?;
-            runtime.spawn_blocking(move || watched.run(&node_name, send))
+            let watch = runtime.spawn_blocking(move || watched.run(&node_name, send));
+            (watch, None)
         }
     };
     for (what, task) in [
@@ -118,7 +134,7 @@ fn start_sources(
             let _ = sender.send(Message::SourceEnded(how));
         });
     }
-    Ok(())
+    Ok(client)
 }
 
 /// Removes our rules from the kernel.
