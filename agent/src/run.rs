@@ -73,8 +73,27 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
     dataplane.check()?;
     sysctl::tune(&config.conntrack, Path::new("/"));
     let runtime = runtime()?;
+    let ended = live(&runtime, config, &mut dataplane, started);
+    // Dropping it would wait for the task that reads files, which nobody ends.
+    runtime.shutdown_background();
+    match ended? {
+        Ended::Signal(signal) => {
+            info!("{signal}: stopping; the rules stay in place (proxyd --cleanup removes them)");
+            Ok(())
+        }
+        Ended::SourceEnded(how) => Err(RunError::SourceEnded(how)),
+    }
+}
+
+/// Starts all tasks of the live agent, and runs its loop to the end.
+fn live(
+    runtime: &Runtime,
+    config: &Config,
+    dataplane: &mut Nft,
+    started: Instant,
+) -> Result<Ended, RunError> {
     let (sender, receiver) = mpsc::channel();
-    let client = start_sources(&runtime, config, &sender)?;
+    let client = start_sources(runtime, config, &sender)?;
     let publisher = {
         let _context = runtime.enter();
         runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
@@ -85,15 +104,7 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
         config.node_name
     );
     let engine = Engine::new(config.plan.clone());
-    let ended = SyncLoop::new(engine, &mut dataplane, publisher, started).run(&receiver);
-    runtime.shutdown_background();
-    match ended {
-        Ended::Signal(signal) => {
-            info!("{signal}: stopping; the rules stay in place (proxyd --cleanup removes them)");
-            Ok(())
-        }
-        Ended::SourceEnded(how) => Err(RunError::SourceEnded(how)),
-    }
+    Ok(SyncLoop::new(engine, dataplane, publisher, started).run(&receiver))
 }
 
 /// Starts the tasks that send events. Returns the client of the API server, if there is one.
