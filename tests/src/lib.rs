@@ -5,6 +5,7 @@ pub mod apiserver;
 pub mod cluster;
 pub mod envtest;
 pub mod generation;
+pub mod http;
 pub mod netns;
 pub mod objects;
 pub mod traffic;
