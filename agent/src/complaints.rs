@@ -44,6 +44,7 @@ impl Complaints {
             name,
             object,
             complaints,
+            trigger: _,
         } = parsed;
         if complaints.is_empty() {
             self.known.remove(&name);

@@ -102,6 +102,7 @@ fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> V
                  name,
                  object,
                  complaints,
+                 trigger: _,
              }| {
                 let complaints = complaints.into_iter();
                 notes.extend(complaints.map(|complaint| Note {

@@ -4,6 +4,8 @@
 //! holds is known from the last commit, or unknown (at the start, after any failure); then it is read back and
 //! everything is planned and compared anew. So nothing that failed can be lost.
 
+mod without_local;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -15,6 +17,8 @@ use crate::diff::{Delta, Held, diff};
 use crate::event::Event;
 use crate::model::{Family, Frontend, ObjectName, PerFamily, Scope, Snapshot, Touched};
 use crate::plan::{self, PlanConfig, UdpFlows};
+use crate::status::HealthChecks;
+pub use without_local::WithoutLocal;
 
 /// The agent's state.
 #[derive(Debug)]
@@ -30,6 +34,9 @@ pub struct Engine {
     awaited: Awaited,
     /// Part of what should be served is not known, so nothing that the kernel holds is changed or removed.
     only_adds: bool,
+    without_local: PerFamily<without_local::Tracker>,
+    /// The node's addresses may have changed, at which load balancers ask.
+    health_touched: bool,
 }
 
 /// What has not been heard of yet. Until all of it is known nothing is written: a half-read list must never
@@ -48,6 +55,8 @@ struct Awaited {
 pub struct Synced {
     /// Whether the kernel was read back and everything compared.
     pub full: bool,
+    /// Whether everything was planned, not only what changes touched. So it is if `full`.
+    pub planned_all: bool,
     /// How many keys changed.
     pub changes: usize,
     /// The UDP flows that the change leaves in place; others of the same front ends are stale.
@@ -84,6 +93,8 @@ impl Engine {
                 host_addresses: true,
             },
             only_adds: false,
+            without_local: PerFamily::default(),
+            health_touched: false,
         }
     }
 
@@ -183,6 +194,25 @@ impl Engine {
         self.services.count() + self.slices.count() + self.service_cidrs.count()
     }
 
+    /// Whether a sync of a family has something to do.
+    pub fn is_due(&self, family: Family) -> bool {
+        let is_unknown = self.held.get(family).is_none();
+        self.is_ready() && (is_unknown || self.snapshot.is_touched(family))
+    }
+
+    /// What load balancers may know of Services, if that may have changed since this was last asked. To be asked
+    /// when what it says is in the kernel.
+    pub fn take_health_checks(&mut self) -> Option<HealthChecks> {
+        let is_touched = self.snapshot.take_health_touched() | self.health_touched;
+        self.health_touched = false;
+        is_touched.then(|| plan::health_checks(&self.snapshot, &self.config))
+    }
+
+    /// How many ports of Services have no endpoint that their traffic policy allows, as of the last sync of a family.
+    pub fn without_local_endpoints(&self, family: Family) -> WithoutLocal {
+        self.without_local.get(family).counts()
+    }
+
     /// Brings one family in the kernel to what is desired; nothing is done before [`Engine::is_ready`].
     ///
     /// # Errors
@@ -197,6 +227,7 @@ impl Engine {
             return Ok(Synced::default());
         }
         let touched = self.snapshot.take_touched(family);
+        self.health_touched |= touched.everything;
         self.report_contested(&touched);
         let held = self.held.get_mut(family).take();
         let full = held.is_none();
@@ -219,8 +250,11 @@ impl Engine {
             held.apply(&delta);
         }
         *self.held.get_mut(family) = Some(held);
+        let without_local = self.without_local.get_mut(family);
+        without_local.update(&self.snapshot, &desired, &scope);
         Ok(Synced {
             full,
+            planned_all: matches!(scope, Scope::All),
             changes: delta.len(),
             udp: self.udp_flows(family, &scope, &delta),
         })

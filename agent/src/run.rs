@@ -1,9 +1,13 @@
-//! Wires the tasks for each mode of the program: sources send events, the loop takes them.
+//! Wires the tasks for each mode of the program: sources send events, the loop takes them, servers tell of it.
+
+mod servers;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
 
+use ::kube::Client;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -16,6 +20,7 @@ use crate::engine::Engine;
 use crate::host::addresses::{self, AddressError};
 use crate::host::reconciler::Reconciler;
 use crate::host::sysctl;
+use crate::http::listen::ListenError;
 use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError};
@@ -49,6 +54,15 @@ pub enum RunError {
     /// The machine's addresses are not known.
     #[error(transparent)]
     Addresses(#[from] AddressError),
+    /// An address of a server cannot be had, and that was said to end the agent.
+    #[error("--{flag}: {source} (--bind-address-hard-fail)")]
+    Listen {
+        /// The flag that names the address.
+        flag: &'static str,
+        /// Why nobody listens there.
+        #[source]
+        source: ListenError,
+    },
 }
 
 /// Keeps the rules right until a signal ends it; they stay in place then.
@@ -61,21 +75,10 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
     dataplane.check()?;
     sysctl::tune(&config.conntrack, Path::new("/"));
     let runtime = runtime()?;
-    let (sender, receiver) = mpsc::channel();
-    start_sources(&runtime, config, &sender)?;
-    {
-        let _context = runtime.enter();
-        runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
-    }
-    info!(
-        "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
-        config.node_name
-    );
-    let engine = Engine::new(config.plan.clone());
-    let flows = Reconciler::start(|_| ()).map_err(RunError::Start)?;
-    let ended = SyncLoop::new(engine, &mut dataplane, flows, started).run(&receiver);
+    let ended = live(&runtime, config, &mut dataplane, started);
+    // Dropping it would wait for the task that reads files, which nobody ends.
     runtime.shutdown_background();
-    match ended {
+    match ended? {
         Ended::Signal(signal) => {
             info!("{signal}: stopping; the rules stay in place (proxyd --cleanup removes them)");
             Ok(())
@@ -84,26 +87,57 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
     }
 }
 
-/// Starts the tasks that send events.
+/// Starts all tasks of the live agent, and runs its loop to the end.
+fn live(
+    runtime: &Runtime,
+    config: &Config,
+    dataplane: &mut Nft,
+    started: Instant,
+) -> Result<Ended, RunError> {
+    let (sender, receiver) = mpsc::channel();
+    let client = start_sources(runtime, config, &sender)?;
+    let publisher = {
+        let _context = runtime.enter();
+        runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
+        servers::start(config, client, started)?
+    };
+    info!(
+        "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
+        config.node_name
+    );
+    let metrics = Arc::clone(publisher.metrics());
+    let flows = Reconciler::start(move |report| {
+        for family in Family::ALL {
+            metrics.conntrack(family, report.duration, *report.deleted.get(family));
+        }
+    });
+    let flows = flows.map_err(RunError::Start)?;
+    let engine = Engine::new(config.plan.clone());
+    Ok(SyncLoop::new(engine, dataplane, publisher, flows, started).run(&receiver))
+}
+
+/// Starts the tasks that send events. Returns the client of the API server, if there is one.
 fn start_sources(
     runtime: &Runtime,
     config: &Config,
     sender: &Sender<Message>,
-) -> Result<(), RunError> {
+) -> Result<Option<Client>, RunError> {
     let send = {
         let sender = sender.clone();
         move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
     };
     let node_name = config.node_name.clone();
     let watch_addresses = addresses::watch(send.clone());
-    let objects = match &config.source {
+    let (objects, client) = match &config.source {
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let client = runtime.block_on(kube::client(kubeconfig.as_deref(), master.as_ref()))?;
-            runtime.spawn(kube::watch(client, node_name, send))
+            let watch = kube::watch(client.clone(), node_name, send);
+            (runtime.spawn(watch), Some(client))
         }
         SourceConfig::Manifests(paths) => {
             let watched = Watched::new(Manifests::at(paths)?)?;
-            runtime.spawn_blocking(move || watched.run(&node_name, send))
+            let watch = runtime.spawn_blocking(move || watched.run(&node_name, send));
+            (watch, None)
         }
     };
     for (what, task) in [
@@ -120,7 +154,7 @@ fn start_sources(
             let _ = sender.send(Message::SourceEnded(how));
         });
     }
-    Ok(())
+    Ok(client)
 }
 
 /// Removes our rules from the kernel.

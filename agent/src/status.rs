@@ -57,16 +57,25 @@ impl Status {
         self.updated.get(family).is_some() && !late
     }
 
-    /// Whether the agent does its work: the rules of both families are in sync.
-    pub fn is_live(&self, now: Uptime, timeout: Duration) -> bool {
+    /// Whether the rules of both families are in sync.
+    pub fn all_in_sync(&self, now: Uptime, timeout: Duration) -> bool {
         Family::ALL
             .into_iter()
             .all(|family| self.is_in_sync(family, now, timeout))
     }
 
-    /// Whether load balancers should send traffic to this node: live, and the node is not on its way out.
+    /// Whether starting the agent anew would be of no use: no family that was in sync once is out of sync now.
+    /// One that was never written waits for the API server, and would wait again (so does kube-proxy's
+    /// `ProxyHealthServer.Health`).
+    pub fn is_live(&self, now: Uptime, timeout: Duration) -> bool {
+        Family::ALL.into_iter().all(|family| {
+            self.updated.get(family).is_none() || self.is_in_sync(family, now, timeout)
+        })
+    }
+
+    /// Whether load balancers should send traffic to this node: in sync, and the node is not on its way out.
     pub fn is_healthy(&self, now: Uptime, timeout: Duration) -> bool {
-        self.node_eligible && self.is_live(now, timeout)
+        self.node_eligible && self.all_in_sync(now, timeout)
     }
 
     /// When the rules of the family that was written last were written.
@@ -89,7 +98,8 @@ pub struct HealthChecks {
 pub struct ServiceHealth {
     /// `spec.healthCheckNodePort`.
     pub port: Port,
-    /// How many ready endpoints are on this node; the load balancer may use it as a weight.
+    /// How many ready endpoints this node has; those that terminate do not count. The load balancer may use it as
+    /// a weight.
     pub local_endpoints: usize,
 }
 
@@ -130,15 +140,22 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_live_before_both_families_were_written() {
+    fn before_both_families_were_written_the_agent_is_live_but_not_healthy() {
         let mut status = Status {
             node_eligible: true,
             ..Status::default()
         };
-        assert!(!status.is_live(at(0), TIMEOUT));
+        let is = |status: &Status, now| {
+            (
+                status.is_live(now, TIMEOUT),
+                status.is_healthy(now, TIMEOUT),
+            )
+        };
+        status.queue(Family::V6, at(0));
+        assert_eq!(is(&status, at(1000)), (true, false));
         status.synced(Family::V4, at(1));
         assert!(status.is_in_sync(Family::V4, at(1), TIMEOUT));
-        assert!(!status.is_live(at(1), TIMEOUT));
+        assert_eq!(is(&status, at(1000)), (true, false));
         status.synced(Family::V6, at(2));
         assert!(status.is_healthy(at(2), TIMEOUT));
         assert_eq!(status.last_updated(), Some(at(2)));

@@ -1,7 +1,10 @@
 //! The loop that owns the engine: takes messages, syncs, and tries again what failed.
 //!
 //! No change waits for a timer: the first event is synced at once, and those that come meanwhile go together
-//! into the next sync. It blocks, since talking to the kernel does.
+//! into the next sync. It blocks, since talking to the kernel does. What it does is told to others by a
+//! [`Publisher`].
+
+mod publish;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -13,6 +16,7 @@ use crate::engine::Engine;
 use crate::event::Event;
 use crate::host::reconciler::Reconciler;
 use crate::model::{Family, PerFamily};
+pub(crate) use publish::Publisher;
 
 /// The first pause after a failed sync; it doubles with each failure in a row.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -42,6 +46,7 @@ pub(crate) enum Ended {
 pub(crate) struct SyncLoop<'a> {
     engine: Engine,
     dataplane: &'a mut dyn Dataplane,
+    publisher: Publisher,
     flows: Reconciler,
     retries: PerFamily<Retry>,
     started: Instant,
@@ -61,12 +66,14 @@ impl<'a> SyncLoop<'a> {
     pub(crate) fn new(
         engine: Engine,
         dataplane: &'a mut dyn Dataplane,
+        publisher: Publisher,
         flows: Reconciler,
         started: Instant,
     ) -> Self {
         Self {
             engine,
             dataplane,
+            publisher,
             flows,
             retries: PerFamily::default(),
             started,
@@ -89,23 +96,34 @@ impl<'a> SyncLoop<'a> {
                 }
             };
             let mut oldest = Instant::now();
+            let mut is_news = false;
             for message in first.into_iter().chain(messages.try_iter()) {
                 match message {
                     Message::Event(event, came) => {
                         oldest = oldest.min(came);
+                        is_news = true;
+                        self.publisher.event(&event, self.engine.snapshot());
                         self.engine.handle(event);
                     }
                     Message::Stop(signal) => return Ended::Signal(signal),
                     Message::SourceEnded(how) => return Ended::SourceEnded(how),
                 }
             }
+            self.publisher.node(self.engine.snapshot());
             let now = Instant::now();
             for family in Family::ALL {
+                if !self.engine.is_due(family) {
+                    continue;
+                }
+                self.publisher.queued(family, oldest, is_news);
                 if self.retries.get(family).at.is_none_or(|at| at <= now) {
                     self.sync(family, oldest);
                 }
             }
-            self.report_first_sync();
+            if self.engine.is_ready() && self.next_retry().is_none() {
+                self.publisher.all_synced(&mut self.engine);
+                self.report_first_sync();
+            }
         }
     }
 
@@ -119,10 +137,13 @@ impl<'a> SyncLoop<'a> {
     /// Syncs one family, and notes when to try again if that fails. `oldest` is when the first of the events
     /// that it carries came.
     fn sync(&mut self, family: Family, oldest: Instant) {
+        let begun = Instant::now();
         let result = self.engine.sync(family, self.dataplane);
         let retry = self.retries.get_mut(family);
         match result {
             Ok(synced) => {
+                self.publisher
+                    .synced(family, &synced, begun.elapsed(), &self.engine);
                 if synced.full || synced.changes > 0 {
                     debug!(
                         "{family}: {synced}, {} µs after the event",
@@ -136,6 +157,7 @@ impl<'a> SyncLoop<'a> {
                 self.flows.send(synced.udp);
             }
             Err(error) => {
+                self.publisher.sync_failed(family);
                 let pause = FIRST_RETRY
                     .saturating_mul(1 << retry.failures.min(16))
                     .min(LONGEST_RETRY);
@@ -153,10 +175,9 @@ impl<'a> SyncLoop<'a> {
     }
 
     fn report_first_sync(&mut self) {
-        if self.was_in_sync || !self.engine.is_ready() || self.next_retry().is_some() {
+        if std::mem::replace(&mut self.was_in_sync, true) {
             return;
         }
-        self.was_in_sync = true;
         let notes = match self.engine.complaint_count() {
             0 => String::new(),
             count => format!("; objects with a part that is not served: {count}"),

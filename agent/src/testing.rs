@@ -88,6 +88,7 @@ pub(crate) fn good<T: Clone>(object: &T, name: &ObjectName) -> Parsed<T> {
         name: name.clone(),
         object: Some(object.clone()),
         complaints: Vec::new(),
+        trigger: None,
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod envtest;
 pub mod flows;
 pub mod generation;
+pub mod http;
 pub mod netns;
 pub mod objects;
 pub mod tables;

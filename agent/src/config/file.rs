@@ -17,10 +17,10 @@ use super::given::{ConfigError, Given, Place};
 use super::raw::{Raw, non_empty};
 
 /// The one version that there is.
-const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 
 /// The kind of the object in the file.
-const KIND: &str = "KubeProxyConfiguration";
+pub(super) const KIND: &str = "KubeProxyConfiguration";
 
 /// Fields of kube-proxy, some of older releases, that have no effect.
 const WITHOUT_EFFECT: &[&str] = &[

@@ -6,6 +6,7 @@
 mod check;
 mod detect;
 mod duration;
+mod effective;
 mod file;
 mod given;
 mod raw;
@@ -19,6 +20,7 @@ pub use given::ConfigError;
 use crate::cli::Cli;
 use crate::dataplane::nft::SkeletonConfig;
 use crate::host::sysctl::ConntrackConfig;
+use crate::http::{health, metrics_server};
 use crate::plan::PlanConfig;
 use check::Server;
 use file::File;
@@ -183,13 +185,13 @@ fn health(raw: &Raw) -> Result<HealthConfig, ConfigError> {
         address: raw.healthz_bind_address.as_ref(),
         port: raw.healthz_port.as_ref(),
         local: false,
-        default_port: 10256,
+        default_port: health::DEFAULT_PORT,
     };
     let metrics = Server {
         address: raw.metrics_bind_address.as_ref(),
         port: raw.metrics_port.as_ref(),
         local: true,
-        default_port: 10249,
+        default_port: metrics_server::DEFAULT_PORT,
     };
     Ok(HealthConfig {
         healthz: healthz.address(bind_address)?,

@@ -1,5 +1,6 @@
 //! What flags and files mean, and which of them counts.
 
+mod effective;
 mod told;
 
 use std::fs;

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
+use crate::model::{Family, PerFamily};
 use crate::plan::Flow;
 use codec::Answer;
 
@@ -46,14 +47,16 @@ pub enum ConntrackError {
 pub struct Counts {
     /// How many UDP flows were looked at.
     pub seen: u64,
-    /// How many were deleted.
-    pub deleted: u64,
+    /// How many were stale, and were deleted.
+    pub deleted: PerFamily<u64>,
 }
 
 impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.seen += other.seen;
-        self.deleted += other.deleted;
+        for family in Family::ALL {
+            *self.deleted.get_mut(family) += other.deleted.get(family);
+        }
     }
 }
 
@@ -111,6 +114,8 @@ impl Steps for Walk {
                     if is_stale(&entry.flow) {
                         self.sequence = self.sequence.wrapping_add(1);
                         codec::delete(&mut requests, &entry, self.sequence);
+                        let family = Family::of(entry.flow.destination.ip());
+                        *counts.deleted.get_mut(family) += 1;
                         pending += 1;
                     }
                 }
@@ -118,11 +123,11 @@ impl Steps for Walk {
                 Answer::Other => (),
             }
             if pending == DELETIONS {
-                counts.deleted += commit(&self.deletions, &mut requests, pending)?;
+                commit(&self.deletions, &mut requests, pending)?;
                 pending = 0;
             }
         }
-        counts.deleted += commit(&self.deletions, &mut requests, pending)?;
+        commit(&self.deletions, &mut requests, pending)?;
         self.ended = ended.is_some();
         match ended.filter(|number| *number != 0) {
             None => Ok(Some(counts)),
@@ -131,14 +136,14 @@ impl Steps for Walk {
     }
 }
 
-/// Sends requests to delete, and waits for the answers; tells how many flows there were to delete.
-fn commit(socket: &Socket, requests: &mut Vec<u8>, count: usize) -> Result<u64, ConntrackError> {
+/// Sends requests to delete, and waits for the answers.
+fn commit(socket: &Socket, requests: &mut Vec<u8>, count: usize) -> Result<(), ConntrackError> {
     if count == 0 {
-        return Ok(0);
+        return Ok(());
     }
     socket.send(requests, 0)?;
     requests.clear();
-    let (mut deleted, mut answered) = (0, 0);
+    let mut answered = 0;
     let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
     while answered < count {
         receive(socket, &mut buffer)?;
@@ -147,15 +152,13 @@ fn commit(socket: &Socket, requests: &mut Vec<u8>, count: usize) -> Result<u64, 
                 continue;
             };
             answered += 1;
-            match number {
-                0 => deleted += 1,
-                // It has ended by itself.
-                _ if Errno::from_raw(-number) == Errno::ENOENT => (),
-                _ => return Err(ConntrackError::Delete(error(number))),
+            // One that is not there has ended by itself.
+            if number != 0 && Errno::from_raw(-number) != Errno::ENOENT {
+                return Err(ConntrackError::Delete(error(number)));
             }
         }
     }
-    Ok(deleted)
+    Ok(())
 }
 
 fn open() -> io::Result<Socket> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::conntrack::{ConntrackError, Counts, Steps, Walk};
+use crate::model::PerFamily;
 use crate::plan::UdpFlows;
 
 /// How the work is spread over time.
@@ -45,8 +46,8 @@ pub struct Report {
     pub frontends: usize,
     /// How many UDP flows there are.
     pub seen: u64,
-    /// How many were deleted.
-    pub deleted: u64,
+    /// How many were stale, and were deleted.
+    pub deleted: PerFamily<u64>,
 }
 
 /// The thread, as seen from those that send it jobs.
@@ -176,7 +177,8 @@ where
             deleted,
         } = report;
         debug!(
-            "UDP flows: deleted {deleted} stale ones of {seen}, for {frontends} front ends, in {} µs",
+            "UDP flows: deleted {} stale ones of {seen}, for {frontends} front ends, in {} µs",
+            deleted.v4 + deleted.v6,
             duration.as_micros()
         );
         (self.report)(report);

@@ -48,9 +48,9 @@ impl Health {
     }
 
     /// Whether the rules of this node are in sync.
-    pub fn is_live(&self) -> bool {
+    pub fn is_in_sync(&self) -> bool {
         let now = self.clock.now();
-        self.status.borrow().is_live(now, self.timeout)
+        self.status.borrow().all_in_sync(now, self.timeout)
     }
 }
 
@@ -66,17 +66,23 @@ type Shared = State<(Health, Arc<Metrics>)>;
 
 async fn healthz(State((health, metrics)): Shared) -> Response {
     let status = health.status.borrow().clone();
-    let is_healthy = status.is_healthy(health.clock.now(), health.timeout);
+    let now = health.clock.now();
+    let is_healthy = status.is_healthy(now, health.timeout);
     metrics.health_request(is_healthy);
-    let eligible = Some(status.node_eligible);
-    respond(is_healthy, Body::new(&status, &health, eligible))
+    let body = Body {
+        node_eligible: Some(status.node_eligible),
+        healthy: status.all_in_sync(now, health.timeout),
+        ..Body::new(&status, &health, now)
+    };
+    respond(is_healthy, body)
 }
 
 async fn livez(State((health, metrics)): Shared) -> Response {
     let status = health.status.borrow().clone();
-    let is_live = status.is_live(health.clock.now(), health.timeout);
+    let now = health.clock.now();
+    let is_live = status.is_live(now, health.timeout);
     metrics.live_request(is_live);
-    respond(is_live, Body::new(&status, &health, None))
+    respond(is_live, Body::new(&status, &health, now))
 }
 
 fn respond(is_good: bool, mut body: Body) -> Response {
@@ -98,7 +104,7 @@ struct Body {
     current_time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     node_eligible: Option<bool>,
-    /// Whether the rules are in sync, whatever becomes of the node.
+    /// What this path asks of the rules, whatever becomes of the node.
     healthy: bool,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     status: BTreeMap<&'static str, FamilyBody>,
@@ -113,8 +119,8 @@ struct FamilyBody {
 }
 
 impl Body {
-    fn new(status: &Status, health: &Health, node_eligible: Option<bool>) -> Self {
-        let (now, time) = (health.clock.now(), Timestamp::now());
+    fn new(status: &Status, health: &Health, now: Uptime) -> Self {
+        let time = Timestamp::now();
         let in_words = |moment| time_of(moment, now, time);
         let of_family = |family| {
             let last_updated = in_words((*status.updated.get(family))?);
@@ -130,7 +136,7 @@ impl Body {
         Self {
             last_updated: status.last_updated().map_or(NEVER.to_owned(), in_words),
             current_time: time.to_string(),
-            node_eligible,
+            node_eligible: None,
             healthy: status.is_live(now, health.timeout),
             status: Family::ALL.into_iter().filter_map(of_family).collect(),
         }
@@ -146,7 +152,7 @@ fn time_of(moment: Uptime, now: Uptime, time: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::metrics::Exposition;
+    use super::super::metrics::{Exposition, Format};
     use super::super::testing::{get, serve_here};
     use super::*;
     use serde_json::json;
@@ -183,17 +189,18 @@ mod tests {
         let (address, _server) = serve_here(router(health.clone(), metrics.clone()));
         let codes = async || {
             let (healthz, livez) = (get(address, "/healthz").await, get(address, "/livez").await);
-            assert_eq!(livez.code == 200, health.is_live());
             (healthz.code, livez.code)
         };
 
-        assert_eq!(codes().await, (503, 503), "before the first sync");
+        assert_eq!(codes().await, (503, 200), "before the first sync");
 
         publish.send_modify(|status| status.synced(Family::V4, clock.now()));
-        assert_eq!(codes().await, (503, 503), "one family is not written yet");
+        assert_eq!(codes().await, (503, 200), "one family is not written yet");
+        assert!(!health.is_in_sync());
 
         publish.send_replace(in_sync(clock.now()));
         assert_eq!(codes().await, (200, 200));
+        assert!(health.is_in_sync());
 
         publish.send_modify(|status| status.queue(Family::V6, clock.now()));
         assert_eq!(
@@ -205,6 +212,7 @@ mod tests {
         let long_ago = Uptime(clock.now().0 - LATE);
         publish.send_modify(|status| status.queue(Family::V6, long_ago));
         assert_eq!(codes().await, (503, 503), "a change waits for too long");
+        assert!(!health.is_in_sync());
 
         publish.send_modify(|status| status.synced(Family::V6, clock.now()));
         publish.send_modify(|status| status.node_eligible = false);
@@ -212,12 +220,12 @@ mod tests {
 
         assert_eq!(get(address, "/").await.code, 404);
 
-        let text = Exposition::new(metrics).text();
+        let text = Exposition::new(metrics).text(Format::Plain);
         for count in [
             "healthz_total{code=\"200\"} 2",
             "healthz_total{code=\"503\"} 4",
-            "livez_total{code=\"200\"} 3",
-            "livez_total{code=\"503\"} 3",
+            "livez_total{code=\"200\"} 5",
+            "livez_total{code=\"503\"} 1",
         ] {
             assert!(text.contains(&format!("proxy_{count}\n")), "{count}");
         }

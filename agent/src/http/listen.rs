@@ -1,4 +1,4 @@
-//! Where the agent's servers listen: bind addresses as flags have them, and listening sockets.
+//! Where the agent's servers listen: addresses → listening sockets.
 //!
 //! All servers get their socket from [`listen`], so that they agree on what "all addresses" means and their
 //! errors say what to do.
@@ -12,34 +12,6 @@ use tokio::net::{TcpListener, TcpSocket};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 128;
-
-/// A bind address that cannot be understood.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "not an address; write it as 127.0.0.1:{default_port} or [::1]:{default_port}, or leave it empty for none"
-)]
-pub struct BindAddressError {
-    default_port: u16,
-}
-
-/// Reads the value of a flag such as `--healthz-bind-address`: `IP:port`, or a bare IP for the default port.
-/// An empty value means that the server is off.
-///
-/// # Errors
-/// That it is neither.
-pub fn bind_address(text: &str, default_port: u16) -> Result<Option<SocketAddr>, BindAddressError> {
-    let text = text.trim();
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let bare = || {
-        let ip = text.strip_prefix('[').and_then(|ip| ip.strip_suffix(']'));
-        let ip: IpAddr = ip.unwrap_or(text).parse().ok()?;
-        Some(SocketAddr::new(ip, default_port))
-    };
-    let address = text.parse().ok().or_else(bare);
-    address.map(Some).ok_or(BindAddressError { default_port })
-}
 
 /// Why nobody listens on an address.
 #[derive(Debug, thiserror::Error)]
@@ -113,36 +85,6 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 mod tests {
     use super::*;
     use tokio::net::TcpStream;
-
-    #[test]
-    fn bind_addresses_are_read_as_kube_proxy_reads_them() {
-        let check = |text, expected: Option<&str>| {
-            let expected = expected.map(|address| address.parse().unwrap());
-            assert_eq!(bind_address(text, 10256), Ok(expected), "{text:?}");
-        };
-        check("0.0.0.0:1", Some("0.0.0.0:1"));
-        check("127.0.0.1", Some("127.0.0.1:10256"));
-        check("::", Some("[::]:10256"));
-        check("[::1]", Some("[::1]:10256"));
-        check("[::1]:7", Some("[::1]:7"));
-        check("", None);
-        check(" ", None);
-    }
-
-    #[test]
-    fn a_bad_bind_address_says_what_would_be_right() {
-        for text in [
-            "localhost:1",
-            ":10256",
-            "10256",
-            "1.2.3.4:",
-            "1.2.3.4:65536",
-            "[::1",
-        ] {
-            let error = bind_address(text, 10256).expect_err(text).to_string();
-            assert!(error.contains("127.0.0.1:10256"), "{error}");
-        }
-    }
 
     #[tokio::test]
     async fn all_addresses_are_those_of_both_families() {

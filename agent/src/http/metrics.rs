@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::model::{Family, PerFamily};
 
-pub use exposition::Exposition;
+pub use exposition::{Exposition, Format};
 use histogram::Histogram;
 
 /// All metrics.

@@ -5,14 +5,15 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use axum::{Json, Router};
 use serde_json::Value;
 
 use super::NO_SNIFF;
-use super::metrics::{Exposition, Metrics};
+use super::metrics::{Exposition, Format, Metrics};
 
 /// The port of kube-proxy.
 pub const DEFAULT_PORT: u16 = 10249;
@@ -41,9 +42,11 @@ pub fn router(metrics: Arc<Metrics>, mode: &'static str, config: Value) -> Route
         .with_state(Arc::new(shared))
 }
 
-async fn metrics_text(State(shared): State<Arc<Shared>>) -> Response {
-    let headers = [(CONTENT_TYPE, Exposition::CONTENT_TYPE)];
-    (headers, shared.exposition.text()).into_response()
+async fn metrics_text(State(shared): State<Arc<Shared>>, request: HeaderMap) -> Response {
+    let accept = request.get_all(ACCEPT).into_iter();
+    let format = Format::accepted(accept.filter_map(|value| value.to_str().ok()));
+    let headers = [(CONTENT_TYPE, format.content_type())];
+    (headers, shared.exposition.text(format)).into_response()
 }
 
 async fn proxy_mode(State(shared): State<Arc<Shared>>) -> Response {
@@ -56,7 +59,7 @@ async fn configz(State(shared): State<Arc<Shared>>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{get, serve_here};
+    use super::super::testing::{get, get_with, serve_here};
     use super::*;
     use serde_json::json;
 
@@ -80,12 +83,18 @@ mod tests {
 
         metrics.live_request(true);
         let scrape = get(address, "/metrics").await;
-        assert_eq!(scrape.header("content-type"), Exposition::CONTENT_TYPE);
-        assert!(
-            scrape
-                .body
-                .contains("\nkubeproxy_proxy_livez_total{code=\"200\"} 1\n")
+        assert_eq!(scrape.header("content-type"), Format::Plain.content_type());
+        let series = "\nkubeproxy_proxy_livez_total{code=\"200\"} 1\n";
+        assert!(scrape.body.contains(series));
+
+        // What Prometheus 3 sends.
+        let accept = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;q=0.3";
+        let scrape = get_with(address, "/metrics", &[("accept", accept)]).await;
+        assert_eq!(
+            scrape.header("content-type"),
+            Format::OpenMetrics.content_type()
         );
+        assert!(scrape.body.contains(series) && scrape.body.ends_with("# EOF\n"));
 
         assert_eq!(get(address, "/other").await.code, 404);
     }

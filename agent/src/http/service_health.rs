@@ -184,7 +184,7 @@ async fn answer(State(asked): State<Asked>) -> Response {
         let service = checks.services.get(&asked.service);
         service.map_or(0, |service| service.local_endpoints)
     };
-    let service_proxy_healthy = asked.health.is_live();
+    let service_proxy_healthy = asked.health.is_in_sync();
     let code = if local_endpoints > 0 && service_proxy_healthy {
         StatusCode::OK
     } else {

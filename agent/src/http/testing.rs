@@ -38,10 +38,24 @@ pub(super) async fn get(address: SocketAddr, path: &str) -> Answer {
     try_get(address, path).await.unwrap()
 }
 
+/// As [`get`], with more headers.
+pub(super) async fn get_with(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> Answer {
+    ask(address, path, headers).await.unwrap()
+}
+
 /// As [`get`], where nobody may listen.
 pub(super) async fn try_get(address: SocketAddr, path: &str) -> io::Result<Answer> {
+    ask(address, path, &[]).await
+}
+
+async fn ask(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    let headers = headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {value}\r\n"));
+    let headers: String = headers.collect();
+    let request =
+        format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await?;

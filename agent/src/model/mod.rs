@@ -17,7 +17,7 @@ pub use address::{Family, PerFamily, Port, Protocol};
 pub use endpoint::{Endpoint, Hints, Place, Slice, SlicePort};
 pub use name::ObjectName;
 pub use node::Node;
-pub use parsed::{Complaint, Parsed};
+pub use parsed::{Complaint, Parsed, Trigger};
 pub use service::{
     AffinityTimeout, Claimed, Exposure, Frontend, Service, ServicePort, ServiceType, TrafficPolicy,
 };

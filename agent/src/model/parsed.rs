@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::ObjectName;
+use jiff::Timestamp;
+
+use super::{Family, ObjectName};
 
 /// An API object after translation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +16,17 @@ pub struct Parsed<T> {
     pub object: Option<T>,
     /// What could not be served, and why.
     pub complaints: Vec<Complaint>,
+    /// When what made the object as it is came about, if it says so: EndpointSlices do.
+    pub trigger: Option<Trigger>,
+}
+
+/// When the change of a Service or a pod came about that an EndpointSlice follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trigger {
+    /// The family of the slice.
+    pub family: Family,
+    /// The moment, by the clock of who wrote the slice.
+    pub at: Timestamp,
 }
 
 impl<T> Parsed<T> {
@@ -23,6 +36,7 @@ impl<T> Parsed<T> {
             name,
             object: None,
             complaints: Vec::new(),
+            trigger: None,
         }
     }
 }

@@ -214,6 +214,17 @@ impl Snapshot {
         std::mem::take(self.touched.get_mut(family))
     }
 
+    /// Whether anything changed in a family since that was last taken.
+    pub fn is_touched(&self, family: Family) -> bool {
+        let touched = self.touched.get(family);
+        touched.everything || !touched.frontends.is_empty() || !touched.endpoints_here.is_empty()
+    }
+
+    /// Whether an EndpointSlice is known just as it is.
+    pub fn is_known(&self, slice: &Slice) -> bool {
+        self.slices.get(&slice.name) == Some(slice)
+    }
+
     /// Whether what load balancers are told may have changed since this was last asked.
     pub fn take_health_touched(&mut self) -> bool {
         std::mem::take(&mut self.health_touched)

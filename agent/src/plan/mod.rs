@@ -14,7 +14,7 @@ mod tables;
 use ipnet::IpNet;
 
 pub use detector::Detector;
-pub use health::{ServiceHealth, service_health};
+pub use health::health_checks;
 pub use stale_flows::{Flow, UdpFlows, udp_flows};
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 

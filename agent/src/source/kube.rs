@@ -194,6 +194,7 @@ pub async fn watch(client: Client, node_name: String, send: impl Fn(Event) -> bo
                     name: translate::name_of(&node.metadata),
                     object: Some(translate::node(node)),
                     complaints: Vec::new(),
+                    trigger: None,
                 },
                 listed: |nodes| Event::NodeChanged(nodes.into_iter().find_map(|node| node.object)),
                 applied: |node| Event::NodeChanged(node.object),

@@ -46,7 +46,7 @@ pub(super) fn document(path: &str) -> Option<Value> {
 }
 
 /// The core group comes first.
-const GROUPS: [&str; 3] = ["", "discovery.k8s.io", "networking.k8s.io"];
+const GROUPS: [&str; 4] = ["", "discovery.k8s.io", "networking.k8s.io", "events.k8s.io"];
 
 fn group(name: &str) -> Value {
     let version = json!({ "groupVersion": format!("{name}/v1"), "version": "v1" });
@@ -74,6 +74,7 @@ fn resource_list(group: &str) -> Option<Value> {
             match resource {
                 Resource::Services => entry["shortNames"] = json!(["svc"]),
                 Resource::Nodes => entry["shortNames"] = json!(["no"]),
+                Resource::Events => entry["shortNames"] = json!(["ev"]),
                 Resource::EndpointSlices | Resource::ServiceCidrs => {}
             }
             entry

@@ -1,6 +1,6 @@
 //! An HTTP API server that does what kube-apiserver does, as far as a service proxy can tell.
 //!
-//! It keeps Services, EndpointSlices, Nodes and ServiceCIDRs in memory and speaks the REST protocol of Kubernetes for
+//! It keeps Services, EndpointSlices, Nodes, ServiceCIDRs and Events in memory and speaks the REST protocol of Kubernetes for
 //! them: get, list with paging and selectors, watch with bookmarks and streaming lists, create, update, merge-patch
 //! and delete. Tests also make it fail on demand; see the methods in [`faults`]. `tests/tests/apiserver.rs` is its
 //! specification, and runs against a real kube-apiserver where there is one.
@@ -190,6 +190,12 @@ impl ApiServer {
         drop(store);
         deleted.unwrap_or_else(|status| panic!("{}", status.message));
         version
+    }
+
+    /// Every object of a kind, by name.
+    pub fn objects(&self, resource: Resource) -> Vec<Value> {
+        let objects = self.shared.store().all(resource);
+        objects.iter().map(|object| object.value()).collect()
     }
 
     /// The resource version of the last write.

@@ -46,7 +46,7 @@ impl Object {
                 let unschedulable = value["spec"]["unschedulable"].as_bool().unwrap_or_default();
                 vec![("spec.unschedulable", unschedulable.to_string())]
             }
-            Resource::EndpointSlices | Resource::ServiceCidrs => Vec::new(),
+            Resource::EndpointSlices | Resource::ServiceCidrs | Resource::Events => Vec::new(),
         };
         Self {
             key,

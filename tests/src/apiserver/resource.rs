@@ -13,15 +13,18 @@ pub enum Resource {
     Nodes,
     /// `networking.k8s.io/v1` ServiceCIDR.
     ServiceCidrs,
+    /// `events.k8s.io/v1` Event.
+    Events,
 }
 
 impl Resource {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Resource; 4] = [
+    pub const ALL: [Resource; 5] = [
         Resource::Services,
         Resource::EndpointSlices,
         Resource::Nodes,
         Resource::ServiceCidrs,
+        Resource::Events,
     ];
 
     /// The API group, empty for the core group.
@@ -30,6 +33,7 @@ impl Resource {
             Resource::Services | Resource::Nodes => "",
             Resource::EndpointSlices => "discovery.k8s.io",
             Resource::ServiceCidrs => "networking.k8s.io",
+            Resource::Events => "events.k8s.io",
         }
     }
 
@@ -39,6 +43,7 @@ impl Resource {
             Resource::Services | Resource::Nodes => "v1",
             Resource::EndpointSlices => "discovery.k8s.io/v1",
             Resource::ServiceCidrs => "networking.k8s.io/v1",
+            Resource::Events => "events.k8s.io/v1",
         }
     }
 
@@ -49,6 +54,7 @@ impl Resource {
             Resource::EndpointSlices => "EndpointSlice",
             Resource::Nodes => "Node",
             Resource::ServiceCidrs => "ServiceCIDR",
+            Resource::Events => "Event",
         }
     }
 
@@ -59,6 +65,7 @@ impl Resource {
             Resource::EndpointSlices => "endpointslices",
             Resource::Nodes => "nodes",
             Resource::ServiceCidrs => "servicecidrs",
+            Resource::Events => "events",
         }
     }
 
@@ -72,7 +79,10 @@ impl Resource {
 
     /// Whether its objects live in namespaces.
     pub fn namespaced(self) -> bool {
-        matches!(self, Resource::Services | Resource::EndpointSlices)
+        matches!(
+            self,
+            Resource::Services | Resource::EndpointSlices | Resource::Events
+        )
     }
 
     /// The kind an object says it is.

@@ -111,6 +111,11 @@ impl Store {
             .ok_or_else(|| Status::not_found(resource, key))
     }
 
+    /// Every object of a kind.
+    pub(super) fn all(&self, resource: Resource) -> Vec<Arc<Object>> {
+        self.objects[&resource].values().cloned().collect()
+    }
+
     /// Adds an object; `value` has its metadata.
     pub(super) fn create(
         &mut self,

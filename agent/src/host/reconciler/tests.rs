@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::*;
-use crate::model::{Frontend, Protocol};
+use crate::model::{Frontend, PerFamily, Protocol};
 use crate::plan::{Backend, Flow};
 use crate::testing::{backend, ip, port};
 
@@ -50,7 +50,10 @@ impl Steps for Walk {
                 self.deleted.send(stale).unwrap();
                 Ok(Some(Counts {
                     seen: 1,
-                    deleted: u64::from(stale.is_some()),
+                    deleted: PerFamily {
+                        v4: u64::from(stale.is_some()),
+                        v6: 0,
+                    },
                 }))
             }
             Ok(Found::End) => Ok(None),
@@ -115,7 +118,7 @@ impl Test {
 
     fn report(&self) -> (usize, u64, u64) {
         let report = self.reports.recv_timeout(PATIENCE).expect("a report");
-        (report.frontends, report.seen, report.deleted)
+        (report.frontends, report.seen, report.deleted.v4)
     }
 }
 

@@ -1,4 +1,7 @@
-//! Metrics → text of the OpenMetrics format, which Prometheus reads since 2.5.
+//! Metrics → text, in two formats: OpenMetrics, which Prometheus reads since 2.5, and its own older one.
+//!
+//! Series have the same names in both. They differ in how counters are announced: without `_total` in OpenMetrics, by
+//! the name of their series in the older one.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
@@ -19,10 +22,41 @@ use crate::model::{Family, PerFamily};
 #[derive(Debug)]
 pub struct Exposition(Registry);
 
-impl Exposition {
-    /// The content type of the text.
-    pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// A format of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// That of Prometheus, which every scraper reads.
+    Plain,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
 
+impl Format {
+    /// The format for a request with these values of the header `Accept`: OpenMetrics for those who ask for it.
+    pub fn accepted<'a>(accept: impl Iterator<Item = &'a str>) -> Self {
+        let mut types = accept.flat_map(|value| value.split(','));
+        let asks = types.any(|accepted| {
+            let mut parts = accepted.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            let refused = parts.any(|part| {
+                let weight = part.strip_prefix("q=").map(str::parse::<f32>);
+                matches!(weight, Some(Ok(0.0)))
+            });
+            name.eq_ignore_ascii_case("application/openmetrics-text") && !refused
+        });
+        if asks { Self::OpenMetrics } else { Self::Plain }
+    }
+
+    /// The content type of the text.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Plain => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+impl Exposition {
     /// Exposes these metrics.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         let mut registry = Registry::with_prefix("kubeproxy");
@@ -31,11 +65,38 @@ impl Exposition {
     }
 
     /// All metrics as they are now.
-    pub fn text(&self) -> String {
+    pub fn text(&self, format: Format) -> String {
         let mut text = String::new();
         text::encode(&mut text, &self.0).expect("a string takes everything");
-        text
+        match format {
+            Format::Plain => plain(&text),
+            Format::OpenMetrics => text,
+        }
     }
+}
+
+/// What is written in OpenMetrics, in the older format: counters are announced by the name of their series, and the
+/// text has no mark at its end.
+fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut help = None;
+    for line in text.lines() {
+        if let Some(announced) = line.strip_prefix("# HELP ") {
+            // Which kind it is stands in the next line.
+            help = announced.split_once(' ');
+        } else if let Some((name, kind)) = line
+            .strip_prefix("# TYPE ")
+            .and_then(|announced| announced.split_once(' '))
+        {
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let help = help.take().map_or("", |(_, help)| help);
+            plain += &format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n");
+        } else if line != "# EOF" {
+            plain += line;
+            plain.push('\n');
+        }
+    }
+    plain
 }
 
 impl Collector for Metrics {

@@ -30,6 +30,7 @@ pub fn endpoints(object: &api::Endpoints, node_name: &str) -> Vec<Parsed<Slice>>
                 name,
                 object: Some(slice),
                 complaints,
+                trigger: None,
             }
         })
         .collect()

@@ -64,6 +64,7 @@ pub fn service(object: &api::Service) -> Parsed<Service> {
         }),
         name,
         complaints,
+        trigger: None,
     }
 }
 

@@ -20,6 +20,7 @@ pub fn service_cidr(object: &api::ServiceCIDR) -> Parsed<ServiceCidr> {
         }),
         name,
         complaints,
+        trigger: None,
     }
 }
 

@@ -1,9 +1,14 @@
 //! EndpointSlice → [`Slice`].
 
 use k8s_openapi::api::discovery::v1 as api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{HEADLESS_LABEL, address, keep_good, label, name_of, port, protocol, service_of};
-use crate::model::{Complaint, Endpoint, Family, Hints, Parsed, Place, Slice, SlicePort};
+use crate::model::{Complaint, Endpoint, Family, Hints, Parsed, Place, Slice, SlicePort, Trigger};
+
+/// The annotation with the time, in RFC 3339, of the change that the slice follows (`EndpointsLastChangeTriggerTime`
+/// of the core API).
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// What follows from an address that cannot be an endpoint's.
 pub(super) const SKIPPED: &str = "the endpoint is skipped";
@@ -27,6 +32,7 @@ pub fn slice(object: &api::EndpointSlice, node_name: &str) -> Parsed<Slice> {
                 name,
                 object: None,
                 complaints,
+                trigger: None,
             };
         }
     };
@@ -56,7 +62,15 @@ pub fn slice(object: &api::EndpointSlice, node_name: &str) -> Parsed<Slice> {
         }),
         name,
         complaints,
+        trigger: trigger(&object.metadata, family),
     }
+}
+
+/// What the annotation says; one that cannot be read says nothing, as in kube-proxy (`getLastChangeTriggerTime`).
+fn trigger(metadata: &ObjectMeta, family: Family) -> Option<Trigger> {
+    let text = metadata.annotations.as_ref()?.get(TRIGGER_ANNOTATION)?;
+    let at = text.parse().ok()?;
+    Some(Trigger { family, at })
 }
 
 /// A port of the slice; `None` where it has no number, which means "all ports" and is of no use to a proxy.
@@ -124,5 +138,44 @@ pub(super) fn place(endpoint_node: Option<&str>, this_node: &str) -> Place {
         None | Some("") => Place::Unknown,
         Some(node) if node == this_node => Place::Here,
         Some(_) => Place::Elsewhere,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_annotation_tells_what_a_slice_follows() {
+        let check = |address_type: &str, text: &str, expected: Option<(Family, &str)>| {
+            let metadata = json!({
+                "name": "web-1",
+                "namespace": "default",
+                "labels": { "kubernetes.io/service-name": "web" },
+                "annotations": { "endpoints.kubernetes.io/last-change-trigger-time": text },
+            });
+            let object =
+                json!({ "metadata": metadata, "addressType": address_type, "endpoints": [] });
+            let parsed = slice(&serde_json::from_value(object).unwrap(), "node-1");
+            let expected = expected.map(|(family, at)| Trigger {
+                family,
+                at: at.parse().unwrap(),
+            });
+            assert_eq!(parsed.trigger, expected, "{text}");
+            assert!(parsed.complaints.is_empty());
+        };
+        // Go's RFC3339Nano leaves zeros at the end out.
+        let nano = "2026-05-01T12:00:00.123456789Z";
+        check("IPv4", nano, Some((Family::V4, nano)));
+        let second = "2026-05-01T12:00:00Z";
+        check(
+            "IPv6",
+            "2026-05-01T14:00:00+02:00",
+            Some((Family::V6, second)),
+        );
+        check("IPv4", "yesterday", None);
+        check("IPv4", "", None);
+        check("FQDN", nano, None);
     }
 }

@@ -10,7 +10,7 @@ use super::*;
 fn scrape(count: impl FnOnce(&Metrics)) -> String {
     let metrics = Arc::new(Metrics::default());
     count(&metrics);
-    Exposition::new(metrics).text()
+    Exposition::new(metrics).text(Format::OpenMetrics)
 }
 
 /// The lines of one metric, whatever their labels.
@@ -51,6 +51,84 @@ fn every_metric_has_kube_proxys_name_and_type() {
         conntrack_reconciler_deleted_entries counter"]]
     .assert_eq(&types.join("\n"));
     assert!(text.ends_with("\n# EOF\n"));
+}
+
+#[test]
+fn the_older_format_has_the_same_series_under_the_names_that_are_announced() {
+    let count = |metrics: &Metrics| {
+        metrics.synced(Family::V4, true, Duration::from_millis(3));
+        metrics.live_request(true);
+    };
+    let metrics = Arc::new(Metrics::default());
+    count(&metrics);
+    let exposition = Exposition::new(metrics);
+    let series = |text: &str| -> Vec<String> {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.map(str::to_owned).collect()
+    };
+    let text = exposition.text(Format::Plain);
+    assert_eq!(series(&text), series(&exposition.text(Format::OpenMetrics)));
+    let about = |name: &str| -> String {
+        let lines = text.lines().filter(|line| line.contains(name));
+        lines.map(|line| format!("{line}\n")).collect()
+    };
+    expect![[r#"
+        # HELP kubeproxy_proxy_livez_total Answers of /livez
+        # TYPE kubeproxy_proxy_livez_total counter
+        kubeproxy_proxy_livez_total{code="200"} 1
+        kubeproxy_proxy_livez_total{code="503"} 0
+    "#]]
+    .assert_eq(&about("livez"));
+    expect![[r#"
+        # HELP kubeproxy_sync_proxy_rules_service_changes_pending Changed objects that are not in the rules yet
+        # TYPE kubeproxy_sync_proxy_rules_service_changes_pending gauge
+        kubeproxy_sync_proxy_rules_service_changes_pending 0
+    "#]]
+    .assert_eq(&about("service_changes_pending"));
+    // Every series is one of the family that was announced last.
+    let mut announced = "";
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            announced = rest.split(' ').next().unwrap();
+        } else if !line.starts_with('#') {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let suffix = name.strip_prefix(announced).expect(line);
+            assert!(
+                ["", "_sum", "_count", "_bucket"].contains(&suffix),
+                "{line}"
+            );
+        }
+    }
+    assert!(!text.contains("EOF"));
+}
+
+#[test]
+fn open_metrics_is_for_those_who_ask_for_it() {
+    let check = |accept: &[&str], expected| {
+        assert_eq!(
+            Format::accepted(accept.iter().copied()),
+            expected,
+            "{accept:?}"
+        );
+    };
+    check(&[], Format::Plain);
+    check(&["*/*"], Format::Plain);
+    check(
+        &["text/plain;version=0.0.4;q=0.5, */*;q=0.1"],
+        Format::Plain,
+    );
+    check(
+        &["application/openmetrics-text;version=1.0.0; q=0"],
+        Format::Plain,
+    );
+    check(&["application/openmetrics-text"], Format::OpenMetrics);
+    check(
+        &[
+            "text/plain;q=0.3",
+            "Application/OpenMetrics-Text; version=1.0.0; q=0.5",
+        ],
+        Format::OpenMetrics,
+    );
 }
 
 #[test]

@@ -1,0 +1,262 @@
+//! `/metrics`, `/proxyMode` and `/configz`: names that dashboards use already, and values that move.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test panics where something is not as it must be"
+)]
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::time::SystemTime;
+
+use k8s_openapi::jiff::Timestamp;
+use proxyd_tests::agent::Agent;
+use proxyd_tests::apiserver::{ApiServer, Options};
+use proxyd_tests::http::{get, get_with};
+use proxyd_tests::netns::Netns;
+use proxyd_tests::objects::{Port, service, slice};
+use proxyd_tests::wait::eventually;
+use proxyd_tests::world::PATIENCE;
+use serde_json::{Value, json};
+
+/// Every metric, and its type.
+const METRICS: [(&str, &str); 16] = [
+    ("sync_proxy_rules_duration_seconds", "histogram"),
+    ("sync_full_proxy_rules_duration_seconds", "histogram"),
+    ("sync_partial_proxy_rules_duration_seconds", "histogram"),
+    ("network_programming_duration_seconds", "histogram"),
+    ("sync_proxy_rules_last_timestamp_seconds", "gauge"),
+    ("sync_proxy_rules_last_queued_timestamp_seconds", "gauge"),
+    ("sync_proxy_rules_endpoint_changes_pending", "gauge"),
+    ("sync_proxy_rules_service_changes_pending", "gauge"),
+    ("sync_proxy_rules_endpoint_changes_total", "counter"),
+    ("sync_proxy_rules_service_changes_total", "counter"),
+    ("sync_proxy_rules_no_local_endpoints_total", "gauge"),
+    ("sync_proxy_rules_nftables_sync_failures_total", "counter"),
+    ("proxy_healthz_total", "counter"),
+    ("proxy_livez_total", "counter"),
+    ("conntrack_reconciler_sync_duration_seconds", "histogram"),
+    ("conntrack_reconciler_deleted_entries_total", "counter"),
+];
+
+/// The agent in a namespace with its API server.
+struct Fixture {
+    node: Netns,
+    server: ApiServer,
+    agent: Agent,
+}
+
+impl Fixture {
+    fn start(objects: &[Value]) -> Self {
+        let node = Netns::new().unwrap();
+        let listener = node.enter(|| TcpListener::bind("127.0.0.1:0")).unwrap();
+        let server = ApiServer::serve_on(listener, Options::default());
+        for object in objects {
+            server.create(object);
+        }
+        let args = [
+            "--hostname-override=node-1",
+            "--masquerade-all",
+            "--master",
+            &server.url(),
+        ];
+        let agent = Agent::start(&node, &args);
+        agent.wait_for_log("in sync", PATIENCE);
+        Self {
+            node,
+            server,
+            agent,
+        }
+    }
+
+    fn ask(&self, path: &str) -> String {
+        let answer = get(&self.node, address(10_249), path).unwrap();
+        assert_eq!(answer.code, 200, "{path}");
+        answer.body
+    }
+
+    /// The value of a series.
+    #[track_caller]
+    fn value(&self, series: &str) -> f64 {
+        let text = self.ask("/metrics");
+        let series = format!("kubeproxy_{series} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&series));
+        let value = value.unwrap_or_else(|| panic!("no {series}in {text}"));
+        value.parse().unwrap()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, series: &str, expected: impl Fn(f64) -> bool) {
+        eventually(series, PATIENCE, || expected(self.value(series)));
+    }
+}
+
+fn address(port: u16) -> SocketAddr {
+    SocketAddr::new([127, 0, 0, 1].into(), port)
+}
+
+/// A Service at 10.96.0.1 for this node's endpoints alone, at its ClusterIP and outside.
+fn local() -> Value {
+    let mut web = service(
+        "web",
+        &[IpAddr::from([10, 96, 0, 1])],
+        &[Port::HTTP.at_nodes(30_080)],
+    );
+    web["spec"]["internalTrafficPolicy"] = json!("Local");
+    web["spec"]["externalTrafficPolicy"] = json!("Local");
+    web
+}
+
+fn endpoint_at(node: &str) -> Value {
+    slice("web", &[Port::HTTP], &[(IpAddr::from([10, 1, 0, 1]), node)])
+}
+
+#[test]
+fn every_metric_is_there_under_its_name_in_both_formats() {
+    let fixture = Fixture::start(&[]);
+    let metrics = address(10_249);
+    let accept = [(
+        "accept",
+        "application/openmetrics-text; version=1.0.0, */*;q=0.1",
+    )];
+    let plain = get(&fixture.node, metrics, "/metrics").unwrap();
+    let open = get_with(&fixture.node, metrics, "/metrics", &accept).unwrap();
+    assert_eq!(
+        plain.header("content-type"),
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    assert!(
+        open.header("content-type")
+            .starts_with("application/openmetrics-text")
+    );
+    for (name, kind) in METRICS {
+        let name = format!("kubeproxy_{name}");
+        let announced = match kind {
+            "counter" => name.strip_suffix("_total").unwrap(),
+            _ => &name,
+        };
+        for (text, announced) in [(&plain.body, name.as_str()), (&open.body, announced)] {
+            let lines = || text.lines();
+            let of_type = format!("# TYPE {announced} {kind}");
+            assert!(lines().any(|line| line == of_type), "{of_type}: {text}");
+            let series = if kind == "histogram" {
+                format!("{name}_count")
+            } else {
+                name.clone()
+            };
+            let is_series = |line: &str| line.split(['{', ' ']).next() == Some(series.as_str());
+            assert!(lines().any(is_series), "{series}: {text}");
+        }
+    }
+    fixture.agent.terminate();
+}
+
+#[test]
+fn values_move_with_what_happens() {
+    let fixture = Fixture::start(&[local()]);
+    let v4 = |name: &str| format!("{name}{{ip_family=\"IPv4\"}}");
+    let now = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    assert_eq!(fixture.value("sync_proxy_rules_service_changes_total"), 1.0);
+    assert_eq!(
+        fixture.value(&v4("sync_full_proxy_rules_duration_seconds_count")),
+        1.0
+    );
+    let partial = v4("sync_partial_proxy_rules_duration_seconds_count");
+    let before = fixture.value(&partial);
+    let began = now();
+
+    // One that came about before the agent does not count as late.
+    let mut elsewhere = endpoint_at("node-2");
+    let triggered = |slice: &mut Value, at: &str| {
+        slice["metadata"]["annotations"] =
+            json!({ "endpoints.kubernetes.io/last-change-trigger-time": at });
+    };
+    triggered(&mut elsewhere, "2020-01-01T00:00:00Z");
+    fixture.server.create(&elsewhere);
+    fixture.wait_for("sync_proxy_rules_endpoint_changes_total", |count| {
+        count == 1.0
+    });
+    fixture.wait_for("sync_proxy_rules_endpoint_changes_pending", |count| {
+        count == 0.0
+    });
+    fixture.wait_for(&partial, |count| count == before + 1.0);
+    for name in ["last_timestamp_seconds", "last_queued_timestamp_seconds"] {
+        let moment = fixture.value(&v4(&format!("sync_proxy_rules_{name}")));
+        assert!((began - 0.001..=now()).contains(&moment), "{name} {moment}");
+    }
+    let without_local = |policy, family| {
+        let labels = format!("ip_family=\"{family}\",traffic_policy=\"{policy}\"");
+        fixture.value(&format!(
+            "sync_proxy_rules_no_local_endpoints_total{{{labels}}}"
+        ))
+    };
+    assert_eq!(without_local("internal", "IPv4"), 1.0);
+    assert_eq!(without_local("external", "IPv4"), 1.0);
+    assert_eq!(without_local("external", "IPv6"), 0.0);
+    let programmed = v4("network_programming_duration_seconds_count");
+    assert_eq!(fixture.value(&programmed), 0.0);
+
+    let mut here = endpoint_at("node-1");
+    triggered(&mut here, &Timestamp::now().to_string());
+    fixture.server.update(&here);
+    fixture.wait_for(&programmed, |count| count == 1.0);
+    let took = fixture.value(&v4("network_programming_duration_seconds_sum"));
+    assert!(took > 0.0 && took <= now() - began, "{took}");
+    assert_eq!(without_local("internal", "IPv4"), 0.0);
+    assert_eq!(without_local("external", "IPv4"), 0.0);
+    assert_eq!(
+        fixture.value(&v4("sync_proxy_rules_nftables_sync_failures_total")),
+        0.0
+    );
+
+    // There is no Node object.
+    let before = fixture.value("proxy_healthz_total{code=\"503\"}");
+    assert_eq!(
+        get(&fixture.node, address(10_256), "/healthz")
+            .unwrap()
+            .code,
+        503
+    );
+    assert_eq!(
+        fixture.value("proxy_healthz_total{code=\"503\"}"),
+        before + 1.0
+    );
+    assert_eq!(
+        get(&fixture.node, address(10_256), "/livez").unwrap().code,
+        200
+    );
+    assert_eq!(fixture.value("proxy_livez_total{code=\"200\"}"), 1.0);
+    fixture.agent.terminate();
+}
+
+#[test]
+fn the_mode_and_the_configuration_are_told() {
+    let fixture = Fixture::start(&[]);
+    assert_eq!(fixture.ask("/proxyMode"), "nftables");
+    assert_eq!(fixture.ask("/healthz"), "ok");
+    let told: Value = serde_json::from_str(&fixture.ask("/configz")).unwrap();
+    let told = &told["kubeproxy.config.k8s.io"];
+    assert_eq!(told["hostnameOverride"], "node-1");
+    assert_eq!(told["nftables"]["masqueradeAll"], true);
+    assert_eq!(told["metricsBindAddress"], "127.0.0.1:10249");
+
+    // It is a file that another agent takes.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.conf");
+    fs::write(&path, told.to_string()).unwrap();
+    let other = Netns::new().unwrap();
+    let objects = directory.path().join("list.json");
+    fs::write(&objects, proxyd_tests::objects::list(&[])).unwrap();
+    let args = [
+        "--config",
+        path.to_str().unwrap(),
+        "--manifests",
+        objects.to_str().unwrap(),
+    ];
+    let again = Agent::start(&other, &args);
+    again.wait_for_log("in sync", PATIENCE);
+    let answer = get(&other, address(10_249), "/configz").unwrap();
+    assert_eq!(answer.json()["kubeproxy.config.k8s.io"], *told);
+    again.terminate();
+    fixture.agent.terminate();
+}
