@@ -209,6 +209,18 @@ fn values_move_with_what_happens() {
         0.0
     );
 
+    // Stale flows are looked for when a UDP Service changes.
+    let walks = v4("conntrack_reconciler_sync_duration_seconds_count");
+    assert_eq!(fixture.value(&walks), 0.0);
+    fixture.server.create(&service(
+        "dns",
+        &[IpAddr::from([10, 96, 0, 2])],
+        &[Port::UDP],
+    ));
+    fixture.wait_for(&walks, |count| count == 1.0);
+    let of_ipv6 = "conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"}";
+    assert_eq!(fixture.value(of_ipv6), 0.0);
+
     // There is no Node object.
     let before = fixture.value("proxy_healthz_total{code=\"503\"}");
     assert_eq!(

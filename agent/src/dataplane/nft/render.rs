@@ -34,7 +34,7 @@ pub fn program(skeleton: &Skeleton, delta: &Delta) -> String {
 }
 
 /// Commands that add what a delta adds, one for each run of elements of the same map. What nft cannot load is
-/// a comment; see [`beyond_nft`].
+/// a comment; see `beyond_nft`.
 pub fn add_elements(skeleton: &Skeleton, delta: &Delta) -> String {
     let ip = skeleton.nft_family();
     let mut text = String::new();
