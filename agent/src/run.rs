@@ -108,7 +108,9 @@ fn live(
     let metrics = Arc::clone(publisher.metrics());
     let flows = Reconciler::start(move |report| {
         for family in Family::ALL {
-            metrics.conntrack(family, report.duration, *report.deleted.get(family));
+            if let Some(deleted) = *report.deleted.get(family) {
+                metrics.conntrack(family, report.duration, deleted);
+            }
         }
     });
     let flows = flows.map_err(RunError::Start)?;

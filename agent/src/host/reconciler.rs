@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::conntrack::{ConntrackError, Counts, Steps, Walk};
-use crate::model::PerFamily;
+use crate::model::{Frontend, PerFamily};
 use crate::plan::UdpFlows;
 
 /// How the work is spread over time.
@@ -46,8 +46,8 @@ pub struct Report {
     pub frontends: usize,
     /// How many UDP flows there are.
     pub seen: u64,
-    /// How many were stale, and were deleted.
-    pub deleted: PerFamily<u64>,
+    /// How many were stale, and were deleted; `None` in a family that no front end was of.
+    pub deleted: PerFamily<Option<u64>>,
 }
 
 /// The thread, as seen from those that send it jobs.
@@ -147,6 +147,11 @@ where
         match result {
             Ok(Counts { seen, deleted }) => {
                 let frontends = self.todo.frontends.len();
+                let deleted = PerFamily::from_fn(|family| {
+                    let mut families = self.todo.frontends.keys().map(Frontend::family);
+                    let is_asked = families.any(|of| of == family);
+                    is_asked.then_some(*deleted.get(family))
+                });
                 self.todo = newer;
                 self.succeeded(Report {
                     duration,
@@ -178,7 +183,7 @@ where
         } = report;
         debug!(
             "UDP flows: deleted {} stale ones of {seen}, for {frontends} front ends, in {} µs",
-            deleted.v4 + deleted.v6,
+            deleted.v4.unwrap_or(0) + deleted.v6.unwrap_or(0),
             duration.as_micros()
         );
         (self.report)(report);

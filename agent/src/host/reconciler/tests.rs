@@ -118,7 +118,11 @@ impl Test {
 
     fn report(&self) -> (usize, u64, u64) {
         let report = self.reports.recv_timeout(PATIENCE).expect("a report");
-        (report.frontends, report.seen, report.deleted.v4)
+        (
+            report.frontends,
+            report.seen,
+            report.deleted.v4.unwrap_or(0),
+        )
     }
 }
 
