@@ -162,7 +162,7 @@ fn service_elements(
             }
             _ => {
                 has.insert(frontend);
-                explain::outcome(snapshot, frontend, &tables.rules[&frontend])
+                explain::outcome(snapshot, tables, frontend)
             }
         };
         comment(text, &format!("  {frontend}: {outcome}"));

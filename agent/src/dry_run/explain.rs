@@ -2,11 +2,12 @@
 //!
 //! Pure; lines of text, without what makes them comments.
 
+use std::collections::BTreeSet;
+
 use crate::model::translate::Objects;
 use crate::model::translate::dns::{Unserved, Why, unserved};
 use crate::model::{Family, Frontend, Snapshot};
-use crate::plan::Detector;
-use crate::plan::{NodePortAddresses, Policy, Rule};
+use crate::plan::{Detector, Member, NodePortAddresses, Policy, Rule, Tables};
 
 use super::Settings;
 
@@ -91,12 +92,12 @@ fn without_rules(Unserved { name, why }: &Unserved) -> Vec<String> {
 }
 
 /// What happens to connections to a front end.
-pub(super) fn outcome(snapshot: &Snapshot, frontend: Frontend, rule: &Rule) -> String {
+pub(super) fn outcome(snapshot: &Snapshot, tables: &Tables, frontend: Frontend) -> String {
     let endpoints = |count: usize| match count {
         1 => "1 endpoint".to_owned(),
         count => format!("{count} endpoints"),
     };
-    let balance = match rule {
+    let balance = match &tables.rules[&frontend] {
         Rule::Reject => {
             let why = no_endpoint(snapshot, frontend);
             return format!("refused, no endpoint can serve it ({why})");
@@ -113,6 +114,22 @@ pub(super) fn outcome(snapshot: &Snapshot, frontend: Frontend, rule: &Rule) -> S
     }
     if let Some(timeout) = balance.affinity {
         text += &format!("; a client keeps its own for {} s", timeout.seconds());
+    }
+    if tables.members.contains(&Member::Guarded(frontend)) {
+        let only = BTreeSet::from([frontend]);
+        let members = Member::of_frontends(&tables.members, &only);
+        let sources = members.filter_map(|member| match member {
+            Member::AllowedSource(_, network) => Some(network.to_string()),
+            _ => None,
+        });
+        let sources: Vec<String> = sources.collect();
+        text += &match sources.as_slice() {
+            [] => format!(
+                "; for nobody: the source ranges have no {} one",
+                frontend.family()
+            ),
+            sources => format!("; only for {}", sources.join(", ")),
+        };
     }
     text
 }

@@ -416,3 +416,39 @@ fn no_text_of_the_input_becomes_a_command() {
     );
     assert!(text.contains("evil"), "the text is there, as a comment");
 }
+
+#[test]
+fn a_front_end_says_who_gets_which_endpoints() {
+    let shop = json!({
+        "metadata": { "name": "shop", "namespace": "default" },
+        "spec": {
+            "type": "LoadBalancer", "clusterIPs": ["10.96.0.7", "fd00::7"], "internalTrafficPolicy": "Local",
+            "externalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+            "loadBalancerSourceRanges": ["203.0.113.0/24"], "ports": [{ "name": "http", "port": 80 }],
+        },
+        "status": { "loadBalancer": { "ingress": [{ "ip": "203.0.113.7" }, { "ip": "2001:db8::7" }] } },
+    });
+    let of = |name: &str, family: &str, endpoints: Value| {
+        serde_json::from_value(json!({
+            "metadata": { "name": name, "namespace": "default", "labels": { "kubernetes.io/service-name": "shop" } },
+            "addressType": family, "ports": [{ "name": "http", "port": 8080 }], "endpoints": endpoints,
+        }))
+        .unwrap()
+    };
+    let here = json!([
+        { "addresses": ["10.1.0.1"], "nodeName": "node-1" }, { "addresses": ["10.1.0.2"], "nodeName": "node-2" },
+    ]);
+    let there = json!([{ "addresses": ["fd00:1::1"], "nodeName": "node-2" }]);
+    let objects = Objects {
+        services: vec![serde_json::from_value(shop).unwrap()],
+        slices: vec![of("shop-4", "IPv4", here), of("shop-6", "IPv6", there)],
+        ..Objects::default()
+    };
+    let text = run(&objects).text;
+    let told = text.lines().filter(|line| line.starts_with("#   "));
+    expect![[r#"
+        #   10.96.0.7:80 tcp: 1 endpoint; a client keeps its own for 10800 s
+        #   203.0.113.7:80 tcp: 2 endpoints; 1 endpoint for clients outside; a client keeps its own for 10800 s; only for 203.0.113.0/24
+        #   [2001:db8::7]:80 tcp: 1 endpoint; none for clients outside, since none is on this node (policy Local); a client keeps its own for 10800 s; for nobody: the source ranges have no IPv6 one
+        #   [fd00::7]:80 tcp: dropped, no endpoint is on this node (policy Local)"#]].assert_eq(&told.collect::<Vec<_>>().join("\n"));
+}

@@ -13,17 +13,18 @@ use crate::diff::{Delta, Slot, Verdict};
 use crate::model::{Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member};
 
-/// The named maps and sets of the skeleton that the agent keeps, by the names they have there.
+/// The named maps and sets of the skeleton that the agent keeps, by the names they have there, in the order in
+/// which they are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Set {
-    /// address . protocol . port → chain that remembers the client.
-    Affinities,
-    /// protocol . port → chain that remembers the client.
-    NodePortAffinities,
     /// address . protocol . port → chain that balances.
     Services,
     /// protocol . port → chain that balances.
     NodePorts,
+    /// address . protocol . port → chain that remembers the client.
+    Affinities,
+    /// protocol . port → chain that remembers the client.
+    NodePortAffinities,
     /// address . protocol . port . index → back end.
     Endpoints,
     /// protocol . port . index → back end.

@@ -33,12 +33,14 @@ pub fn program(skeleton: &Skeleton, delta: &Delta) -> String {
     text
 }
 
-/// Commands that add what a delta adds, one for each run of elements of the same map. What nft cannot load is
+/// Commands that add what a delta adds, one for each map. What nft cannot load is
 /// a comment; see `beyond_nft`.
 pub fn add_elements(skeleton: &Skeleton, delta: &Delta) -> String {
     let ip = skeleton.nft_family();
     let mut text = String::new();
-    for run in elements(delta).added.chunk_by(|a, b| a.set == b.set) {
+    let mut added = elements(delta).added;
+    added.sort_by_key(|element| element.set);
+    for run in added.chunk_by(|a, b| a.set == b.set) {
         let set = run[0].set;
         let name = set.name();
         let lines: Vec<String> = run.iter().map(|element| format!("\t{element}")).collect();
