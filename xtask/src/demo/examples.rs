@@ -140,6 +140,28 @@ impl Examples {
         })?)?)
     }
 
+    /// The load balancer's address of a Service, and its first port.
+    ///
+    /// # Errors
+    /// If there is no such Service, or it has none.
+    pub(crate) fn load_balancer(&self, service: &str) -> Result<SocketAddr> {
+        let status = self.services.get(service).and_then(|s| s.status.as_ref());
+        let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+        let first = ingress.and_then(|ingress| ingress.first()?.ip.as_ref());
+        let ip = first.with_context(|| format!("Service {service} has no load balancer"))?;
+        Ok(SocketAddr::new(
+            ip.parse()?,
+            first_port(self.spec(service)?)?,
+        ))
+    }
+
+    /// The names of a Service's pods on a node.
+    pub(crate) fn pods_on(&self, node: &str, service: &str) -> BTreeSet<String> {
+        let mut pods = self.pods_of(service);
+        pods.retain(|name| self.pods[name].node == node);
+        pods
+    }
+
     /// The names of a Service's pods.
     pub(crate) fn pods_of(&self, service: &str) -> BTreeSet<String> {
         let pods = self

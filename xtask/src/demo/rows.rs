@@ -50,10 +50,7 @@ pub(crate) fn all<'a>(
     let node = &cluster.node1.host;
     // Pods of the agent's node, and not of the Service that they ask: a pod that reaches itself is masqueraded.
     let redis = host(pods, "redis-0")?;
-    let whoami = examples
-        .pods_of("whoami")
-        .into_iter()
-        .find(|name| examples.pods[name].node == node.name);
+    let whoami = examples.pods_on(&node.name, "whoami").into_iter().next();
     let whoami = host(pods, &whoami.context("no whoami pod on the agent's node")?)?;
     let redis_1 = host(pods, "redis-1")?;
 
@@ -89,6 +86,22 @@ pub(crate) fn all<'a>(
             kind: "NodePort of whoami, at node-1",
             servers: examples.pods_of("whoami"),
             source: Source::Masqueraded(node.v4),
+        },
+        Row {
+            from: client,
+            to: examples.load_balancer("shop")?,
+            protocol: Protocol::Tcp,
+            kind: "load balancer of shop, externalTrafficPolicy: Local:\nonly the pods here, and they see the client",
+            servers: examples.pods_on(&node.name, "shop"),
+            source: Source::Kept(client.v4),
+        },
+        Row {
+            from: whoami,
+            to: examples.load_balancer("shop")?,
+            protocol: Protocol::Tcp,
+            kind: "the same from a pod: all pods",
+            servers: examples.pods_of("shop"),
+            source: Source::Kept(whoami.v4),
         },
         cluster_ip(
             whoami,
