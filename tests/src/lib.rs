@@ -9,6 +9,7 @@ pub mod generation;
 pub mod http;
 pub mod netns;
 pub mod objects;
+pub mod served;
 pub mod tables;
 pub mod traffic;
 pub mod wait;

@@ -12,15 +12,15 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use proxyd_tests::agent::{Agent, binary, nft, run_once};
-use proxyd_tests::apiserver::{ApiServer, Options, Refusal, Resource};
+use proxyd_tests::apiserver::{Options, Refusal, Resource};
 use proxyd_tests::cluster::{Cluster, Host};
 use proxyd_tests::http::{Answer, get};
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, list, service, slice};
+use proxyd_tests::served::Served;
 use proxyd_tests::wait::eventually;
 use proxyd_tests::world::{PATIENCE, World, http};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const HEALTH: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
@@ -55,40 +55,19 @@ fn load_balanced(name: &str, cluster_ips: &[IpAddr], health_port: u16) -> Value 
 
 /// A node with an API server at its loopback address, and an agent that watches it.
 struct Fixture {
-    node: Netns,
-    server: ApiServer,
+    served: Served,
     agent: Agent,
-    _directory: TempDir,
 }
 
 impl Fixture {
     /// The API server has these objects, and refuses what `refusal` says, when the agent starts.
     fn start(objects: &[Value], refusal: Option<Refusal>) -> Self {
-        let node = Netns::new().unwrap();
-        let listener = node.enter(|| TcpListener::bind("127.0.0.1:0")).unwrap();
-        let server = ApiServer::serve_on(listener, Options::default());
-        for object in objects {
-            server.create(object);
-        }
-        refusal
-            .into_iter()
-            .for_each(|refusal| server.refuse(refusal));
-        let directory = tempfile::tempdir().unwrap();
-        let kubeconfig = directory.path().join("kubeconfig");
-        fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let kubeconfig = kubeconfig.to_str().unwrap();
-        let args = [
-            "-v4",
-            "--hostname-override=node-1",
-            "--kubeconfig",
-            kubeconfig,
-        ];
-        Self {
-            agent: Agent::start(&node, &args),
-            node,
-            server,
-            _directory: directory,
-        }
+        let served = Served::new(Options::default());
+        served.create(objects);
+        let refusals = refusal.into_iter();
+        refusals.for_each(|refusal| served.server.refuse(refusal));
+        let agent = served.start(&[]);
+        Self { served, agent }
     }
 }
 
@@ -108,14 +87,16 @@ fn health_begins_with_the_first_rules_and_follows_the_node() {
     fixture
         .agent
         .wait_for_log("watching endpointslices", PATIENCE);
-    wait_for_codes(&fixture.node, 503, 200);
-    let body = ask(&fixture.node, HEALTH, "/healthz").unwrap().json();
+    wait_for_codes(&fixture.served.node, 503, 200);
+    let body = ask(&fixture.served.node, HEALTH, "/healthz")
+        .unwrap()
+        .json();
     assert_eq!(body["healthy"], false, "{body}");
     assert_eq!(body.get("status"), None, "no family was written: {body}");
 
-    fixture.server.clear_faults();
-    wait_for_codes(&fixture.node, 200, 200);
-    let answer = ask(&fixture.node, HEALTH, "/healthz").unwrap();
+    fixture.served.server.clear_faults();
+    wait_for_codes(&fixture.served.node, 200, 200);
+    let answer = ask(&fixture.served.node, HEALTH, "/healthz").unwrap();
     assert_eq!(answer.header("content-type"), "application/json");
     let body = answer.json();
     assert_eq!(body["nodeEligible"], true, "{body}");
@@ -124,26 +105,29 @@ fn health_begins_with_the_first_rules_and_follows_the_node() {
 
     let leaving =
         json!([{ "key": "ToBeDeletedByClusterAutoscaler", "value": "1", "effect": "NoSchedule" }]);
-    fixture.server.update(&node(leaving));
-    wait_for_codes(&fixture.node, 503, 200);
-    let body = ask(&fixture.node, HEALTH, "/healthz").unwrap().json();
+    fixture.served.server.update(&node(leaving));
+    wait_for_codes(&fixture.served.node, 503, 200);
+    let body = ask(&fixture.served.node, HEALTH, "/healthz")
+        .unwrap()
+        .json();
     assert_eq!(
         (&body["nodeEligible"], &body["healthy"]),
         (&json!(false), &json!(true))
     );
     fixture
+        .served
         .server
         .update(&node(json!([{ "key": "other", "effect": "NoSchedule" }])));
-    wait_for_codes(&fixture.node, 200, 200);
+    wait_for_codes(&fixture.served.node, 200, 200);
 
-    fixture.server.delete(Resource::Nodes, "", "node-1");
-    wait_for_codes(&fixture.node, 503, 200);
-    fixture.server.create(&node(json!([])));
-    wait_for_codes(&fixture.node, 200, 200);
+    fixture.served.server.delete(Resource::Nodes, "", "node-1");
+    wait_for_codes(&fixture.served.node, 503, 200);
+    fixture.served.server.create(&node(json!([])));
+    wait_for_codes(&fixture.served.node, 200, 200);
     let mut going = node(json!([]));
     going["metadata"]["deletionTimestamp"] = json!("2026-05-01T12:00:00Z");
-    fixture.server.update(&going);
-    wait_for_codes(&fixture.node, 503, 200);
+    fixture.served.server.update(&going);
+    wait_for_codes(&fixture.served.node, 503, 200);
     fixture.agent.terminate();
 }
 
@@ -309,10 +293,12 @@ fn a_health_check_port_that_is_taken_is_reported_on_the_service_until_it_is_free
     let fixture = Fixture::start(&[node(json!([])), endpoint], None);
     fixture.agent.wait_for_log("in sync", PATIENCE);
     let holder = fixture
+        .served
         .node
         .enter(|| TcpListener::bind("[::]:31000"))
         .unwrap();
     fixture
+        .served
         .server
         .create(&load_balanced("web", &[ip("10.96.0.1")], 31_000));
     let said = fixture
@@ -320,13 +306,13 @@ fn a_health_check_port_that_is_taken_is_reported_on_the_service_until_it_is_free
         .wait_for_log("WARN Service default/web: health check port", PATIENCE);
     assert!(said.contains("another process has this port"), "{said}");
     eventually("there is an Event", PATIENCE, || {
-        !fixture.server.objects(Resource::Events).is_empty()
+        !fixture.served.server.objects(Resource::Events).is_empty()
     });
-    let events = fixture.server.objects(Resource::Events);
+    let events = fixture.served.server.objects(Resource::Events);
     let [event] = events.as_slice() else {
         panic!("one Event was expected: {events:?}");
     };
-    let service = &fixture.server.objects(Resource::Services)[0];
+    let service = &fixture.served.server.objects(Resource::Services)[0];
     assert_eq!(event["type"], "Warning");
     assert_eq!(event["reason"], "FailedToStartServiceHealthcheck");
     assert_eq!(event["reportingInstance"], "node-1");
@@ -338,10 +324,10 @@ fn a_health_check_port_that_is_taken_is_reported_on_the_service_until_it_is_free
 
     drop(holder);
     eventually("the port answers once it is free", PATIENCE, || {
-        ask(&fixture.node, "127.0.0.1:31000", "/").is_ok_and(|answer| answer.code == 200)
+        ask(&fixture.served.node, "127.0.0.1:31000", "/").is_ok_and(|answer| answer.code == 200)
     });
     assert_eq!(
-        fixture.server.objects(Resource::Events).len(),
+        fixture.served.server.objects(Resource::Events).len(),
         1,
         "told once"
     );

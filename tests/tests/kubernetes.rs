@@ -11,24 +11,17 @@ use std::net::{IpAddr, TcpListener};
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use proxyd_tests::agent::{Agent, nft, run_once};
-use proxyd_tests::apiserver::{ApiServer, Cut, Options, Refusal, Resource, Verb};
+use proxyd_tests::apiserver::{Cut, Options, Refusal, Resource, Verb};
 use proxyd_tests::envtest::{Envtest, client};
 use proxyd_tests::generation::Generation;
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, service, slice};
+use proxyd_tests::served::Served;
 use proxyd_tests::wait::eventually;
 use proxyd_tests::world::PATIENCE;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 const ARGS: [&str; 3] = ["-v4", "--hostname-override", "node-1"];
-
-/// A node with an API server at its loopback address.
-struct Fixture {
-    node: Netns,
-    server: ApiServer,
-    directory: TempDir,
-}
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -51,49 +44,6 @@ fn headless() -> Value {
     db["spec"]["clusterIP"] = json!("None");
     db["spec"]["clusterIPs"] = json!(["None"]);
     db
-}
-
-impl Fixture {
-    fn new(options: Options) -> Self {
-        let node = Netns::new().unwrap();
-        let listener = node.enter(|| TcpListener::bind("127.0.0.1:0")).unwrap();
-        let server = ApiServer::serve_on(listener, options);
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("kubeconfig"), server.kubeconfig()).unwrap();
-        Self {
-            node,
-            server,
-            directory,
-        }
-    }
-
-    fn create(&self, objects: &[Value]) {
-        for object in objects {
-            self.server.create(object);
-        }
-    }
-
-    fn kubeconfig(&self) -> String {
-        self.directory
-            .path()
-            .join("kubeconfig")
-            .to_str()
-            .unwrap()
-            .to_owned()
-    }
-
-    fn start(&self) -> Agent {
-        Agent::start(
-            &self.node,
-            &[&ARGS[..], &["--kubeconfig", &self.kubeconfig()]].concat(),
-        )
-    }
-
-    fn start_in_sync(&self) -> Agent {
-        let agent = self.start();
-        agent.wait_for_log("in sync", PATIENCE);
-        agent
-    }
 }
 
 fn list_map(node: &Netns, map: &str) -> String {
@@ -141,10 +91,10 @@ fn wait_for_endpoints(node: &Netns, host: u8, endpoints: &[u8]) {
 
 #[test]
 fn the_agent_asks_for_what_it_needs_and_no_more() {
-    let fixture = Fixture::new(Options::default());
+    let fixture = Served::new(Options::default());
     fixture.create(&web("web", 1));
     fixture.create(&[headless()]);
-    let agent = fixture.start_in_sync();
+    let agent = fixture.start_in_sync(&[]);
     wait_for_endpoints(&fixture.node, 1, &[1]);
     let requests = fixture.server.requests();
     let asked = |resource, label: Option<&str>, field: Option<&str>| {
@@ -190,10 +140,10 @@ fn an_older_api_server_is_asked_for_less() {
         service_field_selectors: false,
         ..Options::default()
     };
-    let fixture = Fixture::new(options);
+    let fixture = Served::new(options);
     fixture.create(&web("web", 1));
     fixture.create(&[headless()]);
-    let agent = fixture.start_in_sync();
+    let agent = fixture.start_in_sync(&[]);
     wait_for_endpoints(&fixture.node, 1, &[1]);
     fixture.create(&web("api", 2));
     wait_for_endpoints(&fixture.node, 2, &[2]);
@@ -288,7 +238,7 @@ fn in_node<T: Send>(node: &Netns, work: impl AsyncFnOnce() -> T + Send) -> T {
 
 #[test]
 fn rules_follow_our_api_server() {
-    let fixture = Fixture::new(Options::default());
+    let fixture = Served::new(Options::default());
     let kubeconfig = fixture.server.kubeconfig();
     in_node(&fixture.node, async || {
         rules_follow_the_api_server(&fixture.node, &kubeconfig).await;
@@ -307,9 +257,9 @@ fn rules_follow_a_real_kube_apiserver() {
 
 #[test]
 fn nothing_is_written_before_both_lists_are_complete() {
-    let fixture = Fixture::new(Options::default());
+    let fixture = Served::new(Options::default());
     fixture.create(&web("web", 1));
-    fixture.start_in_sync().terminate();
+    fixture.start_in_sync(&[]).terminate();
     wait_for_endpoints(&fixture.node, 1, &[1]);
     let generation = Generation::of(&fixture.node).unwrap();
     let before = generation.get().unwrap();
@@ -319,7 +269,7 @@ fn nothing_is_written_before_both_lists_are_complete() {
             .times(1_000_000)
             .on(Resource::EndpointSlices),
     );
-    let agent = fixture.start();
+    let agent = fixture.start(&[]);
     let said = agent.wait_for_log("watching endpointslices", PATIENCE);
     assert!(
         said.contains("grant the verbs list and watch on endpointslices to proxyd"),
@@ -338,14 +288,14 @@ fn a_sick_older_server_is_complained_about_once() {
         streaming_lists: false,
         ..Options::default()
     };
-    let fixture = Fixture::new(options);
+    let fixture = Served::new(options);
     fixture.create(&web("web", 1));
     let refused = Refusal::with(503)
         .times(2)
         .on(Resource::Services)
         .verb(Verb::List);
     fixture.server.refuse(refused);
-    let agent = fixture.start();
+    let agent = fixture.start(&[]);
     agent.wait_for_log("in sync", 3 * PATIENCE);
     let (_, log) = agent.terminate();
     let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
@@ -359,10 +309,10 @@ fn a_sick_older_server_is_complained_about_once() {
 
 #[test]
 fn what_changed_while_the_server_was_away_is_caught_up_with() {
-    let fixture = Fixture::new(Options::default());
+    let fixture = Served::new(Options::default());
     fixture.create(&web("web", 1));
     fixture.create(&web("api", 2));
-    let agent = fixture.start_in_sync();
+    let agent = fixture.start_in_sync(&[]);
     for cut in [Cut::Clean, Cut::Broken, Cut::HalfLine] {
         fixture.server.cut_watches(cut);
         let endpoints = [(ip("10.1.0.1"), "node-2"), (ip("10.1.0.9"), "node-2")];
@@ -391,7 +341,7 @@ fn what_changed_while_the_server_was_away_is_caught_up_with() {
 
 #[test]
 fn node_ports_are_at_the_addresses_of_the_node_object() {
-    let fixture = Fixture::new(Options::default());
+    let fixture = Served::new(Options::default());
     let node = |address: &str| {
         json!({
             "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" },
@@ -399,7 +349,7 @@ fn node_ports_are_at_the_addresses_of_the_node_object() {
         })
     };
     fixture.create(&[node("192.168.0.2")]);
-    let agent = fixture.start_in_sync();
+    let agent = fixture.start_in_sync(&[]);
     let set = || {
         nft(
             &fixture.node,
@@ -417,7 +367,7 @@ fn node_ports_are_at_the_addresses_of_the_node_object() {
 
 #[test]
 fn a_dry_run_lists_headless_services_too() {
-    let fixture = Fixture::new(Options::default());
+    let fixture = Served::new(Options::default());
     fixture.create(&web("web", 1));
     fixture.create(&[headless()]);
     let kubeconfig = fixture.kubeconfig();

@@ -6,15 +6,16 @@
 )]
 
 use std::fs;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use k8s_openapi::jiff::Timestamp;
 use proxyd_tests::agent::Agent;
-use proxyd_tests::apiserver::{ApiServer, Options};
+use proxyd_tests::apiserver::Options;
 use proxyd_tests::http::{get, get_with};
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, service, slice};
+use proxyd_tests::served::Served;
 use proxyd_tests::wait::eventually;
 use proxyd_tests::world::PATIENCE;
 use serde_json::{Value, json};
@@ -41,36 +42,23 @@ const METRICS: [(&str, &str); 16] = [
 
 /// The agent in a namespace with its API server.
 struct Fixture {
-    node: Netns,
-    server: ApiServer,
-    agent: Agent,
+    served: Served,
+    _agent: Agent,
 }
 
 impl Fixture {
     fn start(objects: &[Value]) -> Self {
-        let node = Netns::new().unwrap();
-        let listener = node.enter(|| TcpListener::bind("127.0.0.1:0")).unwrap();
-        let server = ApiServer::serve_on(listener, Options::default());
-        for object in objects {
-            server.create(object);
-        }
-        let args = [
-            "--hostname-override=node-1",
-            "--masquerade-all",
-            "--master",
-            &server.url(),
-        ];
-        let agent = Agent::start(&node, &args);
-        agent.wait_for_log("in sync", PATIENCE);
+        let served = Served::new(Options::default());
+        served.create(objects);
+        let agent = served.start_in_sync(&["--masquerade-all"]);
         Self {
-            node,
-            server,
-            agent,
+            served,
+            _agent: agent,
         }
     }
 
     fn ask(&self, path: &str) -> String {
-        let answer = get(&self.node, address(10_249), path).unwrap();
+        let answer = get(&self.served.node, address(10_249), path).unwrap();
         assert_eq!(answer.code, 200, "{path}");
         answer.body
     }
@@ -119,8 +107,8 @@ fn every_metric_is_there_under_its_name_in_both_formats() {
         "accept",
         "application/openmetrics-text; version=1.0.0, */*;q=0.1",
     )];
-    let plain = get(&fixture.node, metrics, "/metrics").unwrap();
-    let open = get_with(&fixture.node, metrics, "/metrics", &accept).unwrap();
+    let plain = get(&fixture.served.node, metrics, "/metrics").unwrap();
+    let open = get_with(&fixture.served.node, metrics, "/metrics", &accept).unwrap();
     assert_eq!(
         plain.header("content-type"),
         "text/plain; version=0.0.4; charset=utf-8"
@@ -148,7 +136,7 @@ fn every_metric_is_there_under_its_name_in_both_formats() {
             assert!(lines().any(is_series), "{series}: {text}");
         }
     }
-    fixture.agent.terminate();
+    fixture._agent.terminate();
 }
 
 #[test]
@@ -172,7 +160,7 @@ fn values_move_with_what_happens() {
             json!({ "endpoints.kubernetes.io/last-change-trigger-time": at });
     };
     triggered(&mut elsewhere, "2020-01-01T00:00:00Z");
-    fixture.server.create(&elsewhere);
+    fixture.served.server.create(&elsewhere);
     fixture.wait_for("sync_proxy_rules_endpoint_changes_total", |count| {
         count == 1.0
     });
@@ -198,7 +186,7 @@ fn values_move_with_what_happens() {
 
     let mut here = endpoint_at("node-1");
     triggered(&mut here, &Timestamp::now().to_string());
-    fixture.server.update(&here);
+    fixture.served.server.update(&here);
     fixture.wait_for(&programmed, |count| count == 1.0);
     let took = fixture.value(&v4("network_programming_duration_seconds_sum"));
     assert!(took > 0.0 && took <= now() - began, "{took}");
@@ -212,7 +200,7 @@ fn values_move_with_what_happens() {
     // Stale flows are looked for when a UDP Service changes.
     let walks = v4("conntrack_reconciler_sync_duration_seconds_count");
     assert_eq!(fixture.value(&walks), 0.0);
-    fixture.server.create(&service(
+    fixture.served.server.create(&service(
         "dns",
         &[IpAddr::from([10, 96, 0, 2])],
         &[Port::UDP],
@@ -224,7 +212,7 @@ fn values_move_with_what_happens() {
     // There is no Node object.
     let before = fixture.value("proxy_healthz_total{code=\"503\"}");
     assert_eq!(
-        get(&fixture.node, address(10_256), "/healthz")
+        get(&fixture.served.node, address(10_256), "/healthz")
             .unwrap()
             .code,
         503
@@ -234,11 +222,13 @@ fn values_move_with_what_happens() {
         before + 1.0
     );
     assert_eq!(
-        get(&fixture.node, address(10_256), "/livez").unwrap().code,
+        get(&fixture.served.node, address(10_256), "/livez")
+            .unwrap()
+            .code,
         200
     );
     assert_eq!(fixture.value("proxy_livez_total{code=\"200\"}"), 1.0);
-    fixture.agent.terminate();
+    fixture._agent.terminate();
 }
 
 #[test]
@@ -270,5 +260,5 @@ fn the_mode_and_the_configuration_are_told() {
     let answer = get(&other, address(10_249), "/configz").unwrap();
     assert_eq!(answer.json()["kubeproxy.config.k8s.io"], *told);
     again.terminate();
-    fixture.agent.terminate();
+    fixture._agent.terminate();
 }
