@@ -43,7 +43,7 @@ const METRICS: [(&str, &str); 16] = [
 /// The agent in a namespace with its API server.
 struct Fixture {
     served: Served,
-    _agent: Agent,
+    agent: Agent,
 }
 
 impl Fixture {
@@ -51,10 +51,7 @@ impl Fixture {
         let served = Served::new(Options::default());
         served.create(objects);
         let agent = served.start_in_sync(&["--masquerade-all"]);
-        Self {
-            served,
-            _agent: agent,
-        }
+        Self { served, agent }
     }
 
     fn ask(&self, path: &str) -> String {
@@ -136,7 +133,7 @@ fn every_metric_is_there_under_its_name_in_both_formats() {
             assert!(lines().any(is_series), "{series}: {text}");
         }
     }
-    fixture._agent.terminate();
+    fixture.agent.terminate();
 }
 
 #[test]
@@ -228,7 +225,7 @@ fn values_move_with_what_happens() {
         200
     );
     assert_eq!(fixture.value("proxy_livez_total{code=\"200\"}"), 1.0);
-    fixture._agent.terminate();
+    fixture.agent.terminate();
 }
 
 #[test]
@@ -258,7 +255,14 @@ fn the_mode_and_the_configuration_are_told() {
     let again = Agent::start(&other, &args);
     again.wait_for_log("in sync", PATIENCE);
     let answer = get(&other, address(10_249), "/configz").unwrap();
-    assert_eq!(answer.json()["kubeproxy.config.k8s.io"], *told);
+    // It reads manifests, so it has no use for the kubeconfig.
+    let mut expected = told.clone();
+    assert_eq!(
+        expected["clientConnection"]["kubeconfig"],
+        fixture.served.kubeconfig()
+    );
+    expected["clientConnection"]["kubeconfig"] = json!("");
+    assert_eq!(answer.json()["kubeproxy.config.k8s.io"], expected);
     again.terminate();
-    fixture._agent.terminate();
+    fixture.agent.terminate();
 }
