@@ -10,9 +10,6 @@ use proxyd::run::{self, RunError};
 use proxyd::source::manifests::ManifestError;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.v);

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 use crate::dataplane::Dataplane;
 use crate::engine::Engine;
 use crate::event::Event;
+use crate::host::memory;
 use crate::host::reconciler::Reconciler;
 use crate::model::{Family, PerFamily};
 pub(crate) use publish::Publisher;
@@ -51,6 +52,8 @@ pub(crate) struct SyncLoop<'a> {
     retries: PerFamily<Retry>,
     started: Instant,
     was_in_sync: bool,
+    /// A family was read back and compared as a whole, which takes memory.
+    was_full: bool,
 }
 
 /// When and how a family that failed is tried again.
@@ -78,6 +81,7 @@ impl<'a> SyncLoop<'a> {
             retries: PerFamily::default(),
             started,
             was_in_sync: false,
+            was_full: false,
         }
     }
 
@@ -123,6 +127,9 @@ impl<'a> SyncLoop<'a> {
             if self.engine.is_ready() && self.next_retry().is_none() {
                 self.publisher.all_synced(&mut self.engine);
                 self.report_first_sync();
+                if std::mem::take(&mut self.was_full) {
+                    memory::give_back();
+                }
             }
         }
     }
@@ -144,6 +151,7 @@ impl<'a> SyncLoop<'a> {
             Ok(synced) => {
                 self.publisher
                     .synced(family, &synced, begun.elapsed(), &self.engine);
+                self.was_full |= synced.full;
                 if synced.full || synced.changes > 0 {
                     debug!(
                         "{family}: {synced}, {} µs after the event",
