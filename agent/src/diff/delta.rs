@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use ipnet::IpNet;
+
 use crate::model::{AffinityTimeout, Frontend};
 use crate::plan::{Backend, MAX_BACKENDS, Member, Policy, Rule};
 
@@ -115,13 +117,32 @@ impl Delta {
         self.len() == 0
     }
 
-    /// Drops every change of what is held: only front ends that are not held at all, and new members of the
-    /// sets, are left.
+    /// Drops every change of what is held: only front ends that are not held at all, with who may call them, and new
+    /// members of the other sets are left.
     pub fn keep_additions(&mut self, held: &Held) {
         let is_new = |frontend: &Frontend| !held.entries.contains_key(frontend);
         self.rules.retain(|change| is_new(&change.key));
         self.backends.retain(|change| is_new(&change.key.frontend));
-        self.members.retain(|change| change.from.is_none());
+        let overlaps = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+        let none_held =
+            |overlapping: &dyn Fn(&Member) -> bool| !held.members.iter().any(overlapping);
+        self.members.retain(|change| {
+            change.from.is_none()
+                && match &change.key {
+                    // Who may call a front end that is held does not change either.
+                    Member::Guarded(frontend) | Member::AllowedSource(frontend, _) => {
+                        is_new(frontend)
+                    }
+                    // The sets of networks take no overlap.
+                    Member::PodNetwork(new) => none_held(&|member| {
+                        matches!(member, Member::PodNetwork(held) if overlaps(held, new))
+                    }),
+                    Member::ServiceNetwork(new) => none_held(&|member| {
+                        matches!(member, Member::ServiceNetwork(held) if overlaps(held, new))
+                    }),
+                    _ => true,
+                }
+        });
     }
 
     /// How many keys change.

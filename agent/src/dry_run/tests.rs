@@ -158,7 +158,7 @@ fn the_skeleton_is_as_it_was() {
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd 59d9c7b058566302"
+        	comment "proxyd 5a860abc9b3c6948"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
@@ -254,10 +254,15 @@ fn the_skeleton_is_as_it_was() {
         		masquerade fully-random
         	}
 
-        	# After the translation of the destination, before that of the source.
-        	chain filter-postrouting {
-        		type filter hook postrouting priority -150; policy accept;
-        		ct state new ct status dnat goto remember
+        	# Who was translated to whom, before anybody translates the source. Chains of type nat see the first packet of a
+        	# connection only: a client that gets no answer must not be remembered again with each datagram.
+        	chain nat-postrouting-remember {
+        		type nat hook postrouting priority 90; policy accept;
+        		ct status dnat goto remember
+        	}
+        	chain nat-input-remember {
+        		type nat hook input priority 90; policy accept;
+        		ct status dnat goto remember
         	}
         	chain remember {
         		meta l4proto tcp ct original ip daddr . meta l4proto . ct original proto-dst vmap @affinities

@@ -26,6 +26,7 @@ const LAYERS: &[&[&str]] = &[
 
 /// The modules that talk to the world. All others are pure: they do no I/O, read no clock and start nothing.
 const IO: &[&str] = &[
+    "dataplane::nft::forgetter",
     "dataplane::nft::netlink",
     "dataplane::nft::process",
     "source",

@@ -3,7 +3,7 @@
 //! Pure. The kernel forgets a client when its time is over; a back end that goes before has to be forgotten by us.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::decode::Choice;
 use crate::diff::{Delta, Held};
@@ -11,15 +11,38 @@ use crate::model::Frontend;
 use crate::plan::{Backend, Member};
 
 /// What is to be forgotten.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Forgotten {
-    /// For each front end the back ends that it has no longer; `None`: all of them.
-    frontends: BTreeMap<Frontend, Option<BTreeSet<Backend>>>,
+    which: Which,
     /// The addresses that NodePorts are at.
     node_addresses: BTreeSet<IpAddr>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Which {
+    /// For each front end the back ends that it has no longer; `None`: all of them.
+    Gone(BTreeMap<Frontend, Option<BTreeSet<Backend>>>),
+    /// All but these back ends of these front ends.
+    AllBut(BTreeMap<Frontend, BTreeSet<Backend>>),
+}
+
 impl Forgotten {
+    /// Every choice that no front end which is held may have made.
+    pub(super) fn unknown_to(held: &Held) -> Self {
+        let affine = held.entries.iter().filter(|(_, entry)| {
+            let verdict = entry.verdict;
+            verdict.is_some_and(|verdict| verdict.affinity().is_some())
+        });
+        let known = affine.map(|(frontend, entry)| {
+            let backends = entry.slots.iter().chain(&entry.local);
+            (*frontend, backends.copied().flatten().collect())
+        });
+        Self {
+            which: Which::AllBut(known.collect()),
+            node_addresses: node_addresses(held),
+        }
+    }
+
     /// What a delta to what was held makes stale: back ends that left a front end with affinity, and everything where
     /// affinity ends or the policy changes.
     pub(super) fn by(held: &Held, delta: &Delta) -> Self {
@@ -57,51 +80,42 @@ impl Forgotten {
             }
         }
         frontends.retain(|_, gone| gone.as_ref().is_none_or(|gone| !gone.is_empty()));
-        let has_node_port = |frontend: &Frontend| frontend.address().is_none();
-        let node_addresses = if frontends.keys().any(has_node_port) {
-            let members = held.members.iter();
-            let addresses = members.filter_map(|member| match member {
-                Member::NodePortAddress(address) => Some(*address),
-                _ => None,
-            });
-            addresses.collect()
-        } else {
-            BTreeSet::new()
-        };
         Self {
-            frontends,
-            node_addresses,
+            which: Which::Gone(frontends),
+            node_addresses: node_addresses(held),
         }
     }
 
     /// Whether there is nothing to forget.
     pub(super) fn is_empty(&self) -> bool {
-        self.frontends.is_empty()
+        matches!(&self.which, Which::Gone(frontends) if frontends.is_empty())
     }
 
     /// Whether a choice is to be forgotten.
     pub(super) fn contains(&self, choice: &Choice) -> bool {
         let at_node = self.node_addresses.contains(&choice.called);
-        let mut gone =
-            frontends(choice, at_node).filter_map(|frontend| self.frontends.get(&frontend));
-        gone.any(|gone| {
-            gone.as_ref()
-                .is_none_or(|gone| gone.contains(&choice.backend))
-        })
+        let mut called = frontends(choice, at_node);
+        match &self.which {
+            Which::Gone(gone) => called.filter_map(|f| gone.get(&f)).any(|gone| {
+                gone.as_ref()
+                    .is_none_or(|gone| gone.contains(&choice.backend))
+            }),
+            Which::AllBut(known) => {
+                !called.any(|f| known.get(&f).is_some_and(|k| k.contains(&choice.backend)))
+            }
+        }
     }
 }
 
-/// Whether a choice is one that a front end with affinity may have made.
-pub(super) fn is_known(held: &Held, choice: &Choice) -> bool {
-    let at_node = held
-        .members
-        .contains(&Member::NodePortAddress(choice.called));
-    let mut entries = frontends(choice, at_node).filter_map(|f| held.entries.get(&f));
-    entries.any(|entry| {
-        let has_affinity = entry.verdict.is_some_and(|v| v.affinity().is_some());
-        let backend = Some(choice.backend);
-        has_affinity && (entry.slots.contains(&backend) || entry.local.contains(&backend))
-    })
+fn node_addresses(held: &Held) -> BTreeSet<IpAddr> {
+    let first = Member::NodePortAddress(Ipv4Addr::UNSPECIFIED.into());
+    let last = Member::NodePortAddress(Ipv6Addr::from([0xff; 16]).into());
+    let members = held.members.range(first..=last);
+    let addresses = members.filter_map(|member| match member {
+        Member::NodePortAddress(address) => Some(*address),
+        _ => None,
+    });
+    addresses.collect()
 }
 
 /// The front ends that a client may have called.

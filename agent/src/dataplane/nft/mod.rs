@@ -1,8 +1,8 @@
 //! The nftables back end: constant rules, state in named maps.
 //!
 //! `skeleton` is the program (text, loaded by `nft`); `elements` turns deltas into elements of its maps; `render`
-//! prints both as text; `encode`, `chains` and `decode` are the netlink messages. Only `process` and `netlink` do
-//! I/O. Needs Linux 5.10 (comments of tables) and nft 1.0.1 or later; tried with 6.18 and 1.0.6.
+//! prints both as text; `encode`, `chains` and `decode` are the netlink messages. Only `process`, `netlink` and
+//! `forgetter` do I/O. Needs Linux 5.10 (comments of tables) and nft 1.0.1 or later; tried with 6.18 and 1.0.6.
 
 mod chains;
 mod decode;
@@ -10,6 +10,7 @@ mod elements;
 mod encode;
 mod expressions;
 mod forget;
+mod forgetter;
 mod netlink;
 mod process;
 pub mod render;
@@ -25,14 +26,11 @@ use crate::model::{Family, PerFamily, Scope};
 use crate::plan::Tables;
 
 use super::{Dataplane, DataplaneError};
-use decode::Choice;
 use elements::{Elements, elements};
 use forget::Forgotten;
+use forgetter::Forgetter;
 use netlink::Connection;
 use shapes::Chain;
-
-/// How often forgetting is tried while entries expire.
-const FORGET_TRIES: usize = 5;
 
 /// The nftables rules of the network namespace that this was made in.
 #[derive(Debug)]
@@ -41,6 +39,7 @@ pub struct Nft {
     /// The chains made for shapes, as far as they are known to be in the kernel.
     chains: PerFamily<BTreeSet<Chain>>,
     connection: Connection,
+    forgetter: Forgetter,
 }
 
 impl Nft {
@@ -53,6 +52,7 @@ impl Nft {
             skeletons: PerFamily::from_fn(|family| Skeleton::new(family, config)),
             chains: PerFamily::default(),
             connection: Connection::open()?,
+            forgetter: Forgetter::start()?,
         })
     }
 
@@ -86,27 +86,6 @@ impl Nft {
         known.extend(missing);
         Ok(())
     }
-
-    /// Forgets stale choices. They are looked for after back ends were committed, so that no client is sent to one
-    /// that is gone any more.
-    fn forget(
-        &mut self,
-        family: Family,
-        is_stale: impl Fn(&Choice) -> bool,
-    ) -> Result<(), DataplaneError> {
-        // One may expire between being seen and being removed.
-        for _ in 0..FORGET_TRIES {
-            let mut choices = self.connection.choices(family)?;
-            choices.retain(&is_stale);
-            let stale: Vec<Vec<u8>> = choices.into_iter().map(|choice| choice.key).collect();
-            if stale.is_empty() || self.connection.forget(family, &stale)? {
-                return Ok(());
-            }
-        }
-        Err(DataplaneError::Netlink(std::io::Error::other(
-            "remembered clients expire faster than they can be forgotten",
-        )))
-    }
 }
 
 impl Dataplane for Nft {
@@ -116,7 +95,9 @@ impl Dataplane for Nft {
             Some(comment) if comment == skeleton.version() => {
                 if let Some((held, chains)) = self.connection.read_back(family)? {
                     *self.chains.get_mut(family) = chains;
-                    self.forget(family, |choice| !forget::is_known(&held, choice))?;
+                    // Those of back ends that left while no agent was there.
+                    let unknown = Forgotten::unknown_to(&held);
+                    self.forgetter.send(family, unknown);
                     return Ok(held);
                 }
                 tracing::warn!("{family}: the table was changed by someone else; replacing it");
@@ -146,11 +127,9 @@ impl Dataplane for Nft {
         let knows_pods = self.skeletons.get(family).knows_pods();
         let chains = elements::chains(delta, knows_pods);
         self.commit(family, chains, &elements(delta))?;
-        let forgotten = Forgotten::by(held, delta);
-        if forgotten.is_empty() {
-            return Ok(());
-        }
-        self.forget(family, |choice| forgotten.contains(choice))
+        // After the commit, so that no new client comes to a back end that is gone.
+        self.forgetter.send(family, Forgotten::by(held, delta));
+        Ok(())
     }
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {

@@ -179,12 +179,12 @@ impl Chain {
             Kind::ExternalLocal { local } => (crate::diff::Slot::FIRST_LOCAL, local),
             _ => (0, count),
         };
-        if count == 0 {
-            steps.push(Step::Drop);
-            return steps;
+        if count > 0 {
+            steps.extend(sticky.then_some(Step::Recall));
+            steps.push(Step::Translate { at, first, count });
         }
-        steps.extend(sticky.then_some(Step::Recall));
-        steps.push(Step::Translate { at, first, count });
+        // A packet that a commit overtook finds no back end; without an answer its client sends it again.
+        steps.push(Step::Drop);
         steps
     }
 

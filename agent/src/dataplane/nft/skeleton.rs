@@ -212,10 +212,15 @@ impl Skeleton {
 		masquerade fully-random
 	}}
 
-	# After the translation of the destination, before that of the source.
-	chain filter-postrouting {{
-		type filter hook postrouting priority -150; policy accept;
-		ct state new ct status dnat goto remember
+	# Who was translated to whom, before anybody translates the source. Chains of type nat see the first packet of a
+	# connection only: a client that gets no answer must not be remembered again with each datagram.
+	chain nat-postrouting-remember {{
+		type nat hook postrouting priority 90; policy accept;
+		ct status dnat goto remember
+	}}
+	chain nat-input-remember {{
+		type nat hook input priority 90; policy accept;
+		ct status dnat goto remember
 	}}
 	chain remember {{
 {remember}	}}

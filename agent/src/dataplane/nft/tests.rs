@@ -182,7 +182,8 @@ fn all_clients_are_forgotten_when_affinity_ends() {
 #[test]
 fn what_is_remembered_is_known_by_its_front_end_and_back_end() {
     let (mut held, frontend, choice) = sticky();
-    let known = |held: &Held, called, to| forget::is_known(held, &choice(called, to));
+    let known =
+        |held: &Held, called, to| !Forgotten::unknown_to(held).contains(&choice(called, to));
     assert!(known(&held, "10.96.0.1", "10.1.0.1:80"));
     assert!(!known(&held, "10.96.0.1", "10.1.0.3:80"));
     assert!(!known(&held, "192.168.0.2", "10.1.0.1:80"));

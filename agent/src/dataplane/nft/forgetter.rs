@@ -1,0 +1,112 @@
+//! Forgets clients in a thread of its own, so that no rule waits for it: the map of choices may be large. I/O.
+//!
+//! The kernel forgets each client when its time is over, so one that was seen may be gone when it is to be removed. The
+//! kernel then refuses the whole transaction; so these are small, and what is refused is tried one by one.
+
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::Duration;
+
+use tracing::warn;
+
+use super::super::DataplaneError;
+use super::forget::Forgotten;
+use super::netlink::Connection;
+use crate::model::Family;
+
+/// How many clients are forgotten in one transaction.
+const CHUNK: usize = 256;
+
+/// How long to wait after a failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The thread, as seen from those that send it jobs. It ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Forgetter {
+    jobs: Sender<Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    family: Family,
+    forgotten: Forgotten,
+}
+
+impl Forgetter {
+    /// Starts the thread, which works in the network namespace of the calling one.
+    ///
+    /// # Errors
+    /// That no socket or thread could be had.
+    pub(super) fn start() -> Result<Self, DataplaneError> {
+        let mut connection = Connection::open()?;
+        let (jobs, mailbox) = mpsc::channel();
+        let thread = thread::Builder::new().name("forget".to_owned());
+        thread
+            .spawn(move || work(&mut connection, &mailbox))
+            .map_err(DataplaneError::Netlink)?;
+        Ok(Self { jobs })
+    }
+
+    /// Has choices forgotten. Returns at once.
+    pub(super) fn send(&self, family: Family, forgotten: Forgotten) {
+        if !forgotten.is_empty() {
+            // The thread ends before we do only by a panic, which was printed.
+            let _ = self.jobs.send(Job { family, forgotten });
+        }
+    }
+}
+
+/// Does jobs until nobody can send any more.
+fn work(connection: &mut Connection, mailbox: &Receiver<Job>) {
+    let mut todo: Vec<Job> = Vec::new();
+    let mut is_failing = false;
+    loop {
+        let next = if todo.is_empty() {
+            mailbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            mailbox.recv_timeout(RETRY)
+        };
+        match next {
+            Ok(job) => todo.push(job),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        todo.extend(mailbox.try_iter());
+        let result = Family::ALL.map(|family| {
+            let of_family = todo.iter().filter(|job| job.family == family);
+            let jobs: Vec<&Forgotten> = of_family.map(|job| &job.forgotten).collect();
+            forget(connection, family, &jobs)
+        });
+        match result.into_iter().collect::<Result<Vec<()>, _>>() {
+            Ok(_) => todo.clear(),
+            // Said once until it works again.
+            Err(error) if !std::mem::replace(&mut is_failing, true) => {
+                warn!("clients may keep endpoints that are gone: {error}; trying again");
+            }
+            Err(_) => {}
+        }
+        is_failing &= !todo.is_empty();
+    }
+}
+
+/// Forgets what the jobs of one family say, in one go through the map.
+fn forget(
+    connection: &mut Connection,
+    family: Family,
+    jobs: &[&Forgotten],
+) -> Result<(), DataplaneError> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    let choices = connection.choices(family)?.into_iter();
+    let stale = choices.filter(|choice| jobs.iter().any(|job| job.contains(choice)));
+    let stale: Vec<Vec<u8>> = stale.map(|choice| choice.key).collect();
+    for chunk in stale.chunks(CHUNK) {
+        if !connection.forget(family, chunk)? {
+            for key in chunk.chunks(1) {
+                connection.forget(family, key)?;
+            }
+        }
+    }
+    Ok(())
+}
