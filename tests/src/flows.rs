@@ -9,6 +9,7 @@ pub mod service;
 pub mod table;
 pub mod traced;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::resume_unwind;
@@ -94,6 +95,17 @@ impl Stage {
     }
 }
 
+/// How calls fail without any rules: who calls what, and how.
+type Untouched = BTreeMap<(String, Protocol, SocketAddr), Option<Failure>>;
+
+/// What rows are held against.
+#[derive(Clone, Copy)]
+struct Before<'a> {
+    cast: &'a Cast,
+    planned: &'a Planned,
+    untouched: &'a Untouched,
+}
+
 /// What the agent is given, and what should come of it.
 #[derive(Debug, Default)]
 pub struct Scene<'a> {
@@ -151,10 +163,15 @@ impl<'a> Scene<'a> {
         let mut objects = service::objects(&self.services, &cast);
         objects.extend(self.others.iter().cloned());
         let planned = Planned::new(&cast, &objects, self.args);
+        let untouched = self.untouched(&cast);
         let stage = Stage::new(cast, &objects, self.args);
         let wrong: Vec<String> = thread::scope(|scope| {
-            let (cast, planned) = (&stage.cast, &planned);
-            let check = |row| scope.spawn(move || self.check_row(cast, planned, row));
+            let before = Before {
+                cast: &stage.cast,
+                planned: &planned,
+                untouched: &untouched,
+            };
+            let check = |row| scope.spawn(move || self.check_row(before, row));
             let rows: Vec<_> = self.rows.iter().map(check).collect();
             let rows = rows.into_iter();
             rows.flat_map(|row| row.join().unwrap_or_else(|panic| resume_unwind(panic)))
@@ -170,30 +187,65 @@ impl<'a> Scene<'a> {
         );
     }
 
-    /// Checks a row in each family and protocol; returns what is wrong.
-    fn check_row(&self, cast: &Cast, planned: &Planned, row: &Row) -> Vec<String> {
-        let service = &row.service;
+    /// What a row asks, in each family and protocol.
+    fn calls(&self, cast: &Cast, row: &Row) -> Vec<(Protocol, SocketAddr)> {
         let mut numbered = (1..).zip(&self.services);
-        let found = numbered.find(|(_, svc)| svc.name == *service);
+        let found = numbered.find(|(_, service)| service.name == row.service);
         let (number, _) = found.expect("rows are made of the scene's Services");
-        let mut wrong = Vec::new();
         let families = [0, 1].into_iter();
-        for family in families.filter(|family| self.family.is_none_or(|only| only == *family)) {
-            for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let to = destination(cast, &row.to, number, family);
-                let what = format!(
-                    "{} → {} of {service} ({to} {protocol}) should be {}",
-                    row.from, row.to, row.expected
-                );
-                let outcome = planned.trace(cast, &row.from, protocol, (to.ip(), to.port()));
-                let traced = traced::mismatch(&outcome, &row.expected, cast, &row.from);
-                wrong.extend(traced.map(|found| format!("{what}; traced: {found}")));
-                let real = really(cast, row, protocol, to);
-                wrong.extend(
-                    real.err()
-                        .map(|found| format!("{what}; in the kernel: {found}")),
-                );
-            }
+        let families = families.filter(|family| self.family.is_none_or(|only| only == *family));
+        let protocols = [Protocol::Tcp, Protocol::Udp];
+        let calls = families.flat_map(|family| {
+            let to = destination(cast, &row.to, number, family);
+            protocols.map(|protocol| (protocol, to))
+        });
+        calls.collect()
+    }
+
+    /// What becomes of the calls that no rule should touch while there are no rules.
+    fn untouched(&self, cast: &Cast) -> Untouched {
+        let rows = self.rows.iter();
+        let rows = rows.filter(|row| row.expected == Expected::Unserved);
+        let calls = rows.flat_map(|row| {
+            let calls = self.calls(cast, row).into_iter();
+            calls.map(|(protocol, to)| (row.from.clone(), protocol, to))
+        });
+        let calls: BTreeSet<_> = calls.collect();
+        thread::scope(|scope| {
+            let asked = calls.into_iter().map(|call| {
+                let netns = &cast.host(&call.0).netns;
+                scope.spawn(move || {
+                    let failure = ask(netns, call.1, call.2, SILENCE).err();
+                    (call, failure)
+                })
+            });
+            let asked: Vec<_> = asked.collect();
+            let asked = asked.into_iter();
+            asked
+                .map(|asked| asked.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect()
+        })
+    }
+
+    /// Checks a row in each family and protocol; returns what is wrong.
+    fn check_row(&self, before: Before<'_>, row: &Row) -> Vec<String> {
+        let Before {
+            cast,
+            planned,
+            untouched,
+        } = before;
+        let service = &row.service;
+        let mut wrong = Vec::new();
+        for (protocol, to) in self.calls(cast, row) {
+            let what = format!(
+                "{} → {} of {service} ({to} {protocol}) should be {}",
+                row.from, row.to, row.expected
+            );
+            let outcome = planned.trace(cast, &row.from, protocol, (to.ip(), to.port()));
+            let traced = traced::mismatch(&outcome, &row.expected, cast, &row.from);
+            wrong.extend(traced.map(|found| format!("{what}; traced: {found}")));
+            let real = really(cast, row, protocol, to, untouched).err();
+            wrong.extend(real.map(|found| format!("{what}; in the kernel: {found}")));
         }
         wrong
     }
@@ -229,7 +281,13 @@ fn destination(cast: &Cast, to: &str, number: u8, family: usize) -> SocketAddr {
 }
 
 /// Makes the row's connections for real.
-fn really(cast: &Cast, row: &Row, protocol: Protocol, to: SocketAddr) -> Result<(), String> {
+fn really(
+    cast: &Cast,
+    row: &Row,
+    protocol: Protocol,
+    to: SocketAddr,
+    untouched: &Untouched,
+) -> Result<(), String> {
     let from = &cast.host(&row.from).netns;
     let (servers, masqueraded) = match &row.expected {
         Expected::Answers {
@@ -239,8 +297,20 @@ fn really(cast: &Cast, row: &Row, protocol: Protocol, to: SocketAddr) -> Result<
         expected => {
             return match (ask(from, protocol, to, SILENCE), expected) {
                 (Err(Failure::Refused), Expected::Refused)
-                | (Err(Failure::TimedOut), Expected::Dropped)
-                | (Err(_), Expected::Unserved) => Ok(()),
+                | (Err(Failure::TimedOut), Expected::Dropped) => Ok(()),
+                // No rule makes a difference.
+                (found, Expected::Unserved) => {
+                    let before = &untouched[&(row.from.clone(), protocol, to)];
+                    let now = found.err();
+                    // The network's own word that nobody is there is lost now and then.
+                    let nobody = |failure: Failure| match failure {
+                        Failure::Other(ErrorKind::HostUnreachable) => Failure::TimedOut,
+                        other => other,
+                    };
+                    let same = now.is_some() && now.map(nobody) == before.map(nobody);
+                    same.then_some(())
+                        .ok_or_else(|| format!("{now:?}, and {before:?} without rules"))
+                }
                 // A local UDP socket hears of both from the kernel itself, before any packet leaves.
                 (Err(Failure::Other(ErrorKind::PermissionDenied)), _)
                     if row.from == "node-1" && protocol == Protocol::Udp =>

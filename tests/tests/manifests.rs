@@ -144,3 +144,31 @@ fn a_restart_with_a_broken_manifest_takes_no_rule_away() {
         !services.contains("10.96.0.1 ") && services.contains("10.96.0.2 ")
     });
 }
+
+#[test]
+fn other_files_beside_a_manifest_do_not_matter() {
+    let cluster = Cluster::new();
+    let a = cluster.node1.pod("a").serving(8080);
+    let objects = |ip| http("web", ip, &[(&a, "node-1")]);
+    let world = World::start(cluster, &objects("10.96.0.1"), &World::DETECT_PODS);
+    let other = world.manifests.path().join("agent.log");
+    let reads = |world: &World| {
+        let log = world.agent.log();
+        log.iter()
+            .filter(|line| line.contains("manifests changed"))
+            .count()
+    };
+    // A new name counts, since it may be a link to what is read; then what is written there does not.
+    fs::write(&other, "begin").unwrap();
+    eventually("a new name is looked at", PATIENCE, || reads(&world) == 1);
+    for _ in 0..50 {
+        fs::write(&other, "more").unwrap();
+    }
+    // A manifest does, and is read after what was written before.
+    world.write(&objects("10.96.0.2"));
+    eventually("the manifest is read", PATIENCE, || {
+        let list = ["list", "map", "ip", "proxyd", "services"];
+        nft(&world.node().netns, &list, "").contains("10.96.0.2 ")
+    });
+    assert_eq!(reads(&world), 2, "{:?}", world.agent.log());
+}

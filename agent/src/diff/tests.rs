@@ -234,3 +234,34 @@ fn what_is_out_of_scope_is_left_alone() {
     });
     assert!(diff(&loaded(&tables), &Tables::default(), &scope).is_empty());
 }
+
+#[test]
+fn while_input_is_missing_who_may_call_what_is_held_stays() {
+    let network = |text: &str| text.parse().unwrap();
+    let held = loaded(&Tables {
+        rules: [(frontend(1), Rule::Reject)].into(),
+        members: [Member::PodNetwork(network("10.244.0.0/16"))].into(),
+    });
+    let new = [
+        Member::Guarded(frontend(2)),
+        Member::AllowedSource(frontend(2), network("10.0.0.0/8")),
+        Member::PodNetwork(network("10.245.0.0/16")),
+        Member::ClusterIp(ip("10.96.0.9")),
+    ];
+    // The set of networks would refuse one that overlaps another, and with it everything.
+    let not_now = [
+        Member::Guarded(frontend(1)),
+        Member::AllowedSource(frontend(1), network("10.0.0.0/8")),
+        Member::PodNetwork(network("10.244.0.0/15")),
+        Member::PodNetwork(network("10.244.7.0/24")),
+    ];
+    let desired = Tables {
+        members: new.into_iter().chain(not_now).collect(),
+        ..Tables::default()
+    };
+    let mut delta = diff(&held, &desired, &Scope::All);
+    delta.keep_additions(&held);
+    let added: BTreeSet<Member> = delta.members.iter().map(|change| change.key).collect();
+    assert_eq!(added, BTreeSet::from(new));
+    assert!(delta.rules.is_empty());
+}

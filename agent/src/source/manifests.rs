@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode};
+use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tracing::{info, warn};
 
@@ -159,9 +159,12 @@ impl Watched {
         let (changed, changes) = mpsc::channel();
         let places = manifests.places();
         let relevant = places.clone();
+        let given = manifests.paths.iter();
+        let given = given.filter_map(|path| std::path::absolute(path).ok());
+        let given: BTreeSet<PathBuf> = given.collect();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // After an error, too, something may have changed.
-            if event.map_or(true, |event| matters(&event, &relevant)) {
+            if event.map_or(true, |event| matters(&event, &relevant, &given)) {
                 // Nobody listens any more when the agent stops.
                 let _ = changed.send(());
             }
@@ -239,12 +242,18 @@ fn is_manifest(path: &Path) -> bool {
         .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e))
 }
 
-/// Whether an event of the file system may have changed what is in these places.
-fn matters(event: &notify::Event, places: &BTreeSet<PathBuf>) -> bool {
+/// Whether an event of the file system may have changed what is in these places. What is written to other files than
+/// manifests and those that were given does not matter: it may be the agent's own log.
+fn matters(event: &notify::Event, places: &BTreeSet<PathBuf>, given: &BTreeSet<PathBuf>) -> bool {
+    let is_here = |path: &&PathBuf| places.iter().any(|place| path.starts_with(place));
+    let mut here = event.paths.iter().filter(is_here);
+    let is_read = |path: &PathBuf| is_manifest(path) || given.contains(path);
     let is_change = match event.kind {
-        EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
-        _ => true,
+        EventKind::Access(AccessKind::Close(AccessMode::Write))
+        | EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => here.any(is_read),
+        EventKind::Access(_) => false,
+        // A name that comes or goes may be a link to what is read.
+        _ => here.next().is_some(),
     };
-    let is_here = |path: &PathBuf| places.iter().any(|place| path.starts_with(place));
-    event.need_rescan() || (is_change && event.paths.iter().any(is_here))
+    event.need_rescan() || is_change
 }
