@@ -1,6 +1,6 @@
 //! The one owner of state: takes events, and brings the kernel to what they come to.
 //!
-//! It does no I/O of its own and reads no clock: `run.rs` feeds it and tells it when to sync. What the kernel
+//! It does no I/O of its own and reads no clock: [`crate::machine`] feeds it and tells it when to sync. What the kernel
 //! holds is known from the last commit, or unknown (at the start, after any failure); then it is read back and
 //! everything is planned and compared anew. So nothing that failed can be lost.
 
@@ -169,6 +169,7 @@ impl Engine {
                 self.snapshot.set_host_addresses(addresses);
                 self.awaited.host_addresses = false;
             }
+            Event::KernelChanged { family, .. } => *self.held.get_mut(family) = None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::model::{Node, ObjectName, Parsed, Service, ServiceCidr, Slice};
+use crate::model::{Family, Node, ObjectName, Parsed, Service, ServiceCidr, Slice};
 
 /// A change in what the agent knows. Sources send them; only the engine takes them.
 #[derive(Debug, Clone)]
@@ -44,4 +44,11 @@ pub enum Event {
     NodeChanged(Option<Node>),
     /// The addresses that the machine's interfaces have now, loopback and link-local ones left out.
     HostAddressesChanged(BTreeSet<IpAddr>),
+    /// Someone else changed, or may have changed, what the kernel holds for a family.
+    KernelChanged {
+        /// The family.
+        family: Family,
+        /// Who did it, for people.
+        by: String,
+    },
 }

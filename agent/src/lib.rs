@@ -1,7 +1,7 @@
 //! proxyd: a Kubernetes service proxy. Services and EndpointSlices in, rules of the kernel out.
 //!
 //! Data flows one way: `source` → [`event`] → [`model`] → [`plan`] → [`diff`] → [`dataplane`], with
-//! [`engine`] as the one owner of state. I/O is at the edges only. ARCHITECTURE.md has the map.
+//! [`engine`] as the one owner of state, and [`machine`] to say when it syncs. I/O is at the edges only. ARCHITECTURE.md has the map.
 
 pub mod cli;
 mod complaints;
@@ -13,6 +13,7 @@ pub mod engine;
 pub mod event;
 pub mod host;
 pub mod http;
+pub mod machine;
 pub mod model;
 pub mod plan;
 pub mod run;

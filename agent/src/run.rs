@@ -17,10 +17,13 @@ use crate::dataplane::nft::Nft;
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::dry_run::{DryRun, Settings, dry_run};
 use crate::engine::Engine;
+use crate::event::Event;
 use crate::host::addresses::{self, AddressError};
 use crate::host::reconciler::Reconciler;
 use crate::host::sysctl;
+use crate::http::Clock;
 use crate::http::listen::ListenError;
+use crate::machine::Machine;
 use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError};
@@ -72,6 +75,7 @@ pub enum RunError {
 pub fn agent(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
     let mut dataplane = Nft::new(&config.skeleton)?;
+    // The one failure that trying again does not mend; all others are tried again by the loop.
     dataplane.check()?;
     sysctl::tune(&config.conntrack, Path::new("/"));
     let runtime = runtime()?;
@@ -95,11 +99,13 @@ fn live(
     started: Instant,
 ) -> Result<Ended, RunError> {
     let (sender, receiver) = mpsc::channel();
+    let clock = Clock::new(started);
     let client = start_sources(runtime, config, &sender)?;
+    dataplane.watch(send_to(&sender))?;
     let publisher = {
         let _context = runtime.enter();
         runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
-        servers::start(config, client, started)?
+        servers::start(config, client, clock)?
     };
     info!(
         "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
@@ -114,8 +120,8 @@ fn live(
         }
     });
     let flows = flows.map_err(RunError::Start)?;
-    let engine = Engine::new(config.plan.clone());
-    Ok(SyncLoop::new(engine, dataplane, publisher, flows, started).run(&receiver))
+    let machine = Machine::new(Engine::new(config.plan.clone()), fastrand::u64(..));
+    Ok(SyncLoop::new(machine, dataplane, publisher, flows, clock).run(&receiver))
 }
 
 /// Starts the tasks that send events. Returns the client of the API server, if there is one.
@@ -124,10 +130,7 @@ fn start_sources(
     config: &Config,
     sender: &Sender<Message>,
 ) -> Result<Option<Client>, RunError> {
-    let send = {
-        let sender = sender.clone();
-        move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
-    };
+    let send = send_to(sender);
     let node_name = config.node_name.clone();
     let watch_addresses = addresses::watch(send.clone());
     let (objects, client) = match &config.source {
@@ -157,6 +160,12 @@ fn start_sources(
         });
     }
     Ok(client)
+}
+
+/// What sources call with an event. It tells whether events are still taken.
+fn send_to(sender: &Sender<Message>) -> impl Fn(Event) -> bool + Clone + Send + 'static {
+    let sender = sender.clone();
+    move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
 }
 
 /// Removes our rules from the kernel.

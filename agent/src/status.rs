@@ -18,6 +18,12 @@ impl Uptime {
     pub fn until(self, now: Self) -> Duration {
         now.0.saturating_sub(self.0)
     }
+
+    /// The moment that is so much later.
+    #[must_use]
+    pub fn after(self, pause: Duration) -> Self {
+        Self(self.0.saturating_add(pause))
+    }
 }
 
 /// Whether the rules of this node are as the cluster wants them, and whether the node should get traffic.

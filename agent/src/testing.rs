@@ -1,5 +1,7 @@
 //! Builders for tests: short names for Services and slices, and random events.
 
+pub(crate) mod world;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 

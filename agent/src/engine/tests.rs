@@ -1,51 +1,12 @@
 //! The engine against a data plane that refuses what the kernel would refuse.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
-
 use proptest::prelude::*;
 
 use super::*;
 use crate::dataplane::recording::Recording;
-use crate::model::{Node, Parsed};
-use crate::plan::PodNetworks;
-use crate::testing::{any_event, endpoint, good, name, node_facts, plan_config, service, slice};
-
-fn engine() -> Engine {
-    Engine::new(PlanConfig {
-        pod_networks: PodNetworks::OfNode,
-        ..plan_config()
-    })
-}
-
-fn lists(services: &[crate::model::Service], slices: &[crate::model::Slice]) -> [Event; 2] {
-    [
-        Event::ServicesListed(services.iter().map(|s| good(s, &s.name)).collect()),
-        Event::SlicesListed(slices.iter().map(|s| good(s, &s.name)).collect()),
-    ]
-}
-
-fn handle(engine: &mut Engine, events: impl IntoIterator<Item = Event>) {
-    events.into_iter().for_each(|event| engine.handle(event));
-}
-
-fn sync(engine: &mut Engine, dataplane: &mut Recording) {
-    for family in Family::ALL {
-        engine.sync(family, dataplane).unwrap();
-    }
-}
-
-/// What the data plane holds, with the places of back ends forgotten.
-fn held(dataplane: &Recording) -> PerFamily<Held> {
-    PerFamily::from_fn(|family| {
-        let mut held = dataplane.held.get(family).clone();
-        held.entries.values_mut().for_each(|entry| {
-            entry.slots.sort();
-            entry.local.sort();
-        });
-        held
-    })
-}
+use crate::model::Parsed;
+use crate::testing::world::{World, beginning, engine, handle, held, lists, sync};
+use crate::testing::{any_event, endpoint, good, name, node_facts, service, slice};
 
 #[test]
 fn nothing_is_written_before_everything_was_heard_of() {
@@ -241,82 +202,6 @@ fn an_object_that_becomes_ignored_loses_its_rules() {
     assert!(dataplane.held.v4.entries.is_empty());
 }
 
-/// What the events so far come to, kept in the simplest way.
-#[derive(Default)]
-struct World {
-    services: BTreeMap<ObjectName, crate::model::Service>,
-    slices: BTreeMap<ObjectName, crate::model::Slice>,
-    service_cidrs: BTreeMap<ObjectName, crate::model::ServiceCidr>,
-    node: Option<Node>,
-    addresses: BTreeSet<IpAddr>,
-}
-
-impl World {
-    fn handle(&mut self, event: Event) {
-        fn put<T>(map: &mut BTreeMap<ObjectName, T>, Parsed { name, object, .. }: Parsed<T>) {
-            match object {
-                Some(object) => map.insert(name, object),
-                None => map.remove(&name),
-            };
-        }
-        match event {
-            Event::ServicesListed(list) => {
-                self.services.clear();
-                list.into_iter()
-                    .for_each(|parsed| put(&mut self.services, parsed));
-            }
-            Event::ServiceApplied(parsed) => put(&mut self.services, parsed),
-            Event::ServiceDeleted(name) => drop(self.services.remove(&name)),
-            Event::SlicesListed(list) => {
-                self.slices.clear();
-                list.into_iter()
-                    .for_each(|parsed| put(&mut self.slices, parsed));
-            }
-            Event::SliceApplied(parsed) => put(&mut self.slices, parsed),
-            Event::SliceDeleted(name) => drop(self.slices.remove(&name)),
-            Event::ServiceCidrsListed(list) => {
-                self.service_cidrs.clear();
-                list.into_iter()
-                    .for_each(|parsed| put(&mut self.service_cidrs, parsed));
-            }
-            Event::ServiceCidrApplied(parsed) => put(&mut self.service_cidrs, parsed),
-            Event::ServiceCidrDeleted(name) => drop(self.service_cidrs.remove(&name)),
-            Event::AllListed {
-                services,
-                slices,
-                service_cidrs,
-                node,
-                whole: _,
-            } => {
-                self.handle(Event::ServicesListed(services));
-                self.handle(Event::SlicesListed(slices));
-                self.handle(Event::ServiceCidrsListed(service_cidrs));
-                self.handle(Event::NodeChanged(node));
-            }
-            Event::NodeChanged(node) => self.node = node,
-            Event::HostAddressesChanged(addresses) => self.addresses = addresses,
-        }
-    }
-
-    /// What a fresh agent loads into an empty kernel.
-    fn loaded(&self) -> Recording {
-        let services: Vec<_> = self.services.values().cloned().collect();
-        let slices: Vec<_> = self.slices.values().cloned().collect();
-        let mut engine = engine();
-        handle(&mut engine, lists(&services, &slices));
-        let cidrs = self.service_cidrs.values();
-        let facts = [
-            Event::NodeChanged(self.node.clone()),
-            Event::ServiceCidrsListed(cidrs.map(|c| good(c, &c.name)).collect()),
-            Event::HostAddressesChanged(self.addresses.clone()),
-        ];
-        handle(&mut engine, facts);
-        let mut dataplane = Recording::default();
-        sync(&mut engine, &mut dataplane);
-        dataplane
-    }
-}
-
 proptest! {
     /// Whatever happens and whenever the kernel refuses, in the end it holds what a fresh agent would load.
     #[test]
@@ -326,8 +211,7 @@ proptest! {
         let mut engine = engine();
         let mut dataplane = Recording::default();
         let mut world = World::default();
-        let begin = lists(&[], &[]).into_iter().chain(node_facts());
-        let begin = begin.map(|event| (event, false, false));
+        let begin = beginning().map(|event| (event, false, false));
         for (event, syncs, refuses) in begin.chain(events) {
             engine.handle(event.clone());
             world.handle(event);

@@ -1,7 +1,7 @@
 //! The agent's metrics: counted here with plain atomics, so that no sync ever waits for a scrape.
 //!
 //! Names, labels and buckets are those of kube-proxy 1.36 (`pkg/proxy/metrics/metrics.go`), which dashboards use
-//! already. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
+//! already; `sync_proxy_rules_foreign_changes_total` is proxyd's own. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
 //! [`super::metrics_server`] serves that.
 
 mod exposition;
@@ -28,6 +28,7 @@ pub struct Metrics {
     endpoint_changes: Changes,
     no_local_endpoints: [PerFamily<AtomicU64>; 2],
     sync_failures: PerFamily<AtomicU64>,
+    foreign_changes: PerFamily<AtomicU64>,
     healthz: Answers,
     livez: Answers,
     conntrack: PerFamily<Histogram>,
@@ -77,6 +78,7 @@ impl Default for Metrics {
             endpoint_changes: Changes::default(),
             no_local_endpoints: Default::default(),
             sync_failures: PerFamily::default(),
+            foreign_changes: PerFamily::default(),
             healthz: Answers::default(),
             livez: Answers::default(),
             conntrack: PerFamily::from_fn(sync),
@@ -120,6 +122,11 @@ impl Metrics {
     /// A sync of a family failed.
     pub fn sync_failed(&self, family: Family) {
         add(self.sync_failures.get(family), 1);
+    }
+
+    /// Someone else changed the rules of a family.
+    pub fn changed_by_others(&self, family: Family) {
+        add(self.foreign_changes.get(family), 1);
     }
 
     /// How long it took until changes were in the kernel, each since its slice's

@@ -2,8 +2,6 @@
 //!
 //! The sync loop gets a [`Publisher`]; everything here answers from what that publishes, in tasks of its own.
 
-use std::time::Instant;
-
 use kube::Client;
 use tokio::sync::mpsc;
 
@@ -20,7 +18,7 @@ use crate::sync_loop::Publisher;
 /// The one mode that there is, as kube-proxy names it.
 const MODE: &str = "nftables";
 
-/// Starts the servers of the live agent, which started at `started`, on the tokio runtime of the caller. `client`
+/// Starts the servers of the live agent, whose `clock` shows how long it has been running, on the tokio runtime of the caller. `client`
 /// is that of the API server; without one, nothing becomes an Event, and a node may do without a Node object.
 ///
 /// # Errors
@@ -28,9 +26,8 @@ const MODE: &str = "nftables";
 pub(super) fn start(
     config: &Config,
     client: Option<Client>,
-    started: Instant,
+    clock: Clock,
 ) -> Result<Publisher, RunError> {
-    let clock = Clock::new(started);
     let publisher = Publisher::new(clock, client.is_none());
     let metrics = publisher.metrics();
     // kube-proxy's timeout: one period may be missed.

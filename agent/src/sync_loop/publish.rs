@@ -81,6 +81,7 @@ impl Publisher {
         }
         match event {
             Event::SliceApplied(slice) => self.trigger(slice, snapshot),
+            Event::KernelChanged { family, .. } => self.metrics.changed_by_others(*family),
             Event::SlicesListed(slices) | Event::AllListed { slices, .. } => {
                 slices
                     .iter()
@@ -182,7 +183,8 @@ fn changes(event: &Event) -> (usize, usize) {
         | Event::ServiceCidrApplied(_)
         | Event::ServiceCidrDeleted(_)
         | Event::NodeChanged(_)
-        | Event::HostAddressesChanged(_) => (0, 0),
+        | Event::HostAddressesChanged(_)
+        | Event::KernelChanged { .. } => (0, 0),
     }
 }
 

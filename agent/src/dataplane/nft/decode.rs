@@ -10,8 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NlasIterator, Parseable as _};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, ListAttribute, SetElementAttribute,
-    SetElementFlags, TableAttribute, TableMessage, Verdict as NlVerdict, VerdictAttribute,
+    ChainAttribute, ChainMessage, DataAttribute, GenAttribute, GenMessage, ListAttribute,
+    SetElementAttribute, SetElementFlags, TableAttribute, TableMessage, Verdict as NlVerdict,
+    VerdictAttribute,
 };
 
 use super::elements::Set;
@@ -33,6 +34,13 @@ const NETFILTER_HEADER_LENGTH: usize = 4;
 /// The attributes of a message of nf_tables, not yet taken apart.
 #[derive(Debug)]
 pub(super) struct Answer(Vec<u8>);
+
+impl Answer {
+    /// The attributes, one after the other.
+    pub(super) fn attributes(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl NetlinkDeserializable for Answer {
     type Error = std::convert::Infallible;
@@ -67,6 +75,18 @@ pub(super) fn table_comment(answer: &Answer) -> Option<String> {
         data = next;
     }
     None
+}
+
+/// The generation of the rules.
+pub(super) fn generation(answer: &Answer) -> Option<u32> {
+    let message = GenMessage::parse(answer.0.as_slice()).ok()?;
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            GenAttribute::Id(number) => Some(*number),
+            _ => None,
+        })
 }
 
 /// The chain that an answer shows, if it is one of our table that was made for a shape.

@@ -209,6 +209,11 @@ pub(super) fn chains(delta: &Delta, knows_pods: bool) -> BTreeSet<Chain> {
 }
 
 impl Elements {
+    /// How many are removed and added.
+    pub(super) fn len(&self) -> usize {
+        self.removed.len() + self.added.len()
+    }
+
     /// An element becomes another, appears or goes.
     fn change(&mut self, [from, to]: [Option<Element>; 2]) {
         if from != to {

@@ -24,6 +24,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Forgetter {
     jobs: Sender<Job>,
+    port: u32,
 }
 
 #[derive(Debug)]
@@ -39,12 +40,18 @@ impl Forgetter {
     /// That no socket or thread could be had.
     pub(super) fn start() -> Result<Self, DataplaneError> {
         let mut connection = Connection::open()?;
+        let port = connection.port()?;
         let (jobs, mailbox) = mpsc::channel();
         let thread = thread::Builder::new().name("forget".to_owned());
         thread
             .spawn(move || work(&mut connection, &mailbox))
             .map_err(DataplaneError::Netlink)?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, port })
+    }
+
+    /// The port of its socket, by which the kernel tells its commits from those of others.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Has choices forgotten. Returns at once.

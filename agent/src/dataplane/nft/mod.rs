@@ -1,8 +1,8 @@
 //! The nftables back end: constant rules, state in named maps.
 //!
 //! `skeleton` is the program (text, loaded by `nft`); `elements` turns deltas into elements of its maps; `render`
-//! prints both as text; `encode`, `chains` and `decode` are the netlink messages. Only `process`, `netlink` and
-//! `forgetter` do I/O. Needs Linux 5.10 (comments of tables) and nft 1.0.1 or later; tried with 6.18 and 1.0.6.
+//! prints both as text; `encode`, `chains` and `decode` are the netlink messages; `program` and `notice` are about what
+//! others change. Only `process`, `netlink`, `forgetter` and `watcher` do I/O. Needs Linux 5.10 (comments of tables) and nft 1.0.1 or later; tried with 6.18 and 1.0.6.
 
 mod chains;
 mod decode;
@@ -12,16 +12,20 @@ mod expressions;
 mod forget;
 mod forgetter;
 mod netlink;
+mod notice;
 mod process;
+mod program;
 pub mod render;
 mod shapes;
 mod skeleton;
+mod watcher;
 
 use std::collections::BTreeSet;
 
 pub use skeleton::{Skeleton, SkeletonConfig};
 
 use crate::diff::{Delta, Held, diff};
+use crate::event::Event;
 use crate::model::{Family, PerFamily, Scope};
 use crate::plan::Tables;
 
@@ -30,7 +34,12 @@ use elements::{Elements, elements};
 use forget::Forgotten;
 use forgetter::Forgetter;
 use netlink::Connection;
+use program::Program;
 use shapes::Chain;
+use watcher::Watcher;
+
+/// How many elements may be committed while the watcher hears it, which costs some microseconds for each.
+const MOST_HEARD: usize = 256;
 
 /// The nftables rules of the network namespace that this was made in.
 #[derive(Debug)]
@@ -38,8 +47,11 @@ pub struct Nft {
     skeletons: PerFamily<Skeleton>,
     /// The chains made for shapes, as far as they are known to be in the kernel.
     chains: PerFamily<BTreeSet<Chain>>,
+    /// What the tables consisted of when they were last known to be as we make them.
+    programs: PerFamily<Option<Program>>,
     connection: Connection,
     forgetter: Forgetter,
+    watcher: Option<Watcher>,
 }
 
 impl Nft {
@@ -51,18 +63,33 @@ impl Nft {
         Ok(Self {
             skeletons: PerFamily::from_fn(|family| Skeleton::new(family, config)),
             chains: PerFamily::default(),
+            programs: PerFamily::default(),
             connection: Connection::open()?,
             forgetter: Forgetter::start()?,
+            watcher: None,
         })
     }
 
-    /// Makes sure that proxyd may and can change the rules.
+    /// Makes sure that proxyd may change the rules.
     ///
     /// # Errors
-    /// That the kernel does not permit it, or that there is no `nft` program.
+    /// That the kernel does not permit it.
     pub fn check(&mut self) -> Result<(), DataplaneError> {
-        self.connection.table_comment(Family::V4)?;
-        process::load("")
+        self.connection.table_comment(Family::V4).map(drop)
+    }
+
+    /// Has `report` called with [`Event::KernelChanged`] when someone else changes our tables, until it says that nobody
+    /// listens.
+    ///
+    /// # Errors
+    /// That no socket or thread could be had, or that the kernel does not permit listening.
+    pub fn watch(
+        &mut self,
+        report: impl Fn(Event) -> bool + Send + Sync + 'static,
+    ) -> Result<(), DataplaneError> {
+        let own = [self.connection.port()?, self.forgetter.port()];
+        self.watcher = Some(Watcher::start(own, report)?);
+        Ok(())
     }
 }
 
@@ -75,16 +102,84 @@ impl Nft {
         chains: BTreeSet<Chain>,
         elements: &Elements,
     ) -> Result<(), DataplaneError> {
-        let known = self.chains.get_mut(family);
+        let known = self.chains.get(family);
         let missing: Vec<Chain> = chains.difference(known).copied().collect();
         let detector = self.skeletons.get(family).detector();
-        let messages = missing
+        let messages: Vec<_> = missing
             .iter()
-            .flat_map(|chain| chains::messages(*chain, family, detector));
-        self.connection
-            .commit(family, messages.collect(), elements)?;
-        known.extend(missing);
+            .flat_map(|chain| chains::messages(*chain, family, detector))
+            .collect();
+        if elements.len() > MOST_HEARD {
+            self.unheard(|nft| nft.connection.commit(family, messages, elements))?;
+        } else {
+            self.connection.commit(family, messages, elements)?;
+        }
+        if !missing.is_empty() {
+            let found = self.connection.program(family)?;
+            let names: BTreeSet<String> = missing.iter().map(ToString::to_string).collect();
+            let program = self.programs.get_mut(family).get_or_insert_default();
+            program.adopt(found, |chain| names.contains(chain));
+            self.chains.get_mut(family).extend(missing);
+        }
         Ok(())
+    }
+
+    /// Loads commands in one transaction of the `nft` program.
+    fn load(&mut self, commands: &str) -> Result<(), DataplaneError> {
+        self.unheard(|_| process::load(commands))
+    }
+
+    /// Makes one commit that the watcher does not hear; it is told of others that came meanwhile.
+    fn unheard(
+        &mut self,
+        commit: impl FnOnce(&mut Self) -> Result<(), DataplaneError>,
+    ) -> Result<(), DataplaneError> {
+        let Some(watcher) = self.watcher.clone() else {
+            return commit(self);
+        };
+        let before = self.connection.generation()?;
+        watcher.deafen()?;
+        let result = commit(self);
+        watcher.listen_again()?;
+        let commits = self.connection.generation()?.wrapping_sub(before);
+        if commits > u32::from(result.is_ok()) {
+            watcher.report_unheard();
+        }
+        result
+    }
+
+    /// Replaces our table, or makes it, with everything that is desired. Elements that `nft` cannot load follow.
+    fn replace(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
+        let skeleton = self.skeletons.get(family);
+        let mut held = Held::default();
+        let delta = diff(&held, desired, &Scope::All);
+        let text = render::replacement(skeleton, &delta);
+        let (beyond, elements) = render::beyond_nft(skeleton, &delta);
+        let mut loaded = elements::chains(&delta, skeleton.knows_pods());
+        loaded.retain(|chain| !beyond.contains(chain));
+        self.load(&text)?;
+        *self.programs.get_mut(family) = Some(self.connection.program(family)?);
+        *self.chains.get_mut(family) = loaded;
+        self.commit(family, beyond, &elements)?;
+        held.apply(&delta);
+        Ok(held)
+    }
+
+    /// What our table holds, if it is as we made it.
+    fn adopt(&mut self, family: Family) -> Result<Option<Held>, DataplaneError> {
+        let program = self.connection.program(family)?;
+        let known = self.programs.get_mut(family);
+        if known.get_or_insert_with(|| program.clone()) != &program {
+            return Ok(None);
+        }
+        let Some((held, chains)) = self.connection.read_back(family)? else {
+            return Ok(None);
+        };
+        *self.chains.get_mut(family) = chains;
+        // Those of back ends that left while no agent was there.
+        let unknown = Forgotten::unknown_to(&held);
+        self.forgetter.send(family, unknown);
+        Ok(Some(held))
     }
 }
 
@@ -93,34 +188,24 @@ impl Dataplane for Nft {
         let skeleton = self.skeletons.get(family);
         match self.connection.table_comment(family)? {
             Some(comment) if comment == skeleton.version() => {
-                if let Some((held, chains)) = self.connection.read_back(family)? {
-                    *self.chains.get_mut(family) = chains;
-                    // Those of back ends that left while no agent was there.
-                    let unknown = Forgotten::unknown_to(&held);
-                    self.forgetter.send(family, unknown);
+                if let Some(held) = self.adopt(family)? {
                     return Ok(held);
                 }
                 tracing::warn!("{family}: the table was changed by someone else; replacing it");
+                self.replace(family, desired)
             }
             Some(comment) => {
                 tracing::info!("{family}: replacing the table of another version ({comment:?})");
+                self.replace(family, desired)
             }
             None => {
-                process::load(&skeleton.text())?;
+                let text = skeleton.text();
+                self.load(&text)?;
+                *self.programs.get_mut(family) = Some(self.connection.program(family)?);
                 self.chains.get_mut(family).clear();
-                return Ok(Held::default());
+                Ok(Held::default())
             }
         }
-        let mut held = Held::default();
-        let delta = diff(&held, desired, &Scope::All);
-        process::load(&render::replacement(skeleton, &delta))?;
-        let (beyond, elements) = render::beyond_nft(skeleton, &delta);
-        let mut loaded = elements::chains(&delta, skeleton.knows_pods());
-        loaded.retain(|chain| !beyond.contains(chain));
-        *self.chains.get_mut(family) = loaded;
-        self.commit(family, beyond, &elements)?;
-        held.apply(&delta);
-        Ok(held)
     }
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
@@ -134,6 +219,7 @@ impl Dataplane for Nft {
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {
         self.chains.get_mut(family).clear();
+        *self.programs.get_mut(family) = None;
         let was_there = self.connection.delete_table(family)?;
         let done = if was_there { "removed" } else { "there is no" };
         tracing::info!(

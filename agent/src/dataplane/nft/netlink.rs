@@ -9,7 +9,7 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::{
-    ChainMessage, NfTablesMessage, TableAttribute, TableMessage,
+    ChainMessage, GenMessage, NfTablesMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -22,8 +22,10 @@ use super::super::DataplaneError;
 use super::decode::{self, Answer, Choice, Reading};
 use super::elements::{Elements, Set};
 use super::encode;
+use super::program::{Kind, Program};
 use super::shapes::Chain;
 use super::skeleton::TABLE;
+use super::watcher;
 use crate::diff::Held;
 use crate::model::Family;
 
@@ -107,6 +109,38 @@ impl Connection {
             return Ok(None);
         };
         Ok(Some((held, self.chains(family)?)))
+    }
+
+    /// What our table consists of beside the elements of its sets.
+    pub(super) fn program(&mut self, family: Family) -> Result<Program, DataplaneError> {
+        let mut program = Program::default();
+        for kind in Kind::ALL {
+            let (request, is_list) = kind.request();
+            let flags = if is_list { NLM_F_DUMP } else { 0 };
+            let answers = self
+                .request(family, request, flags)
+                .map_err(|error| refused("to list the rules", error))?;
+            answers.iter().for_each(|answer| program.note(kind, answer));
+        }
+        Ok(program)
+    }
+
+    /// The generation of the rules of this network namespace, which grows with every commit of anyone.
+    pub(super) fn generation(&mut self) -> Result<u32, DataplaneError> {
+        let attributes = Vec::new();
+        let request = NfTablesMessage::GetGen(GenMessage { attributes });
+        let answers = self
+            .request(Family::V4, request, 0)
+            .map_err(|error| refused("to tell the generation of the rules", error))?;
+        answers
+            .iter()
+            .find_map(decode::generation)
+            .ok_or_else(|| DataplaneError::Netlink(io::ErrorKind::InvalidData.into()))
+    }
+
+    /// The port by which the kernel knows the socket.
+    pub(super) fn port(&self) -> Result<u32, DataplaneError> {
+        watcher::port_of(&self.socket).map_err(DataplaneError::Netlink)
     }
 
     /// The choices that are remembered for clients.

@@ -192,6 +192,11 @@ impl Metrics {
             by_family(&self.sync_failures, read),
         )?;
         out.counters(
+            "sync_proxy_rules_foreign_changes",
+            "How often someone else changed the rules, which were then put right",
+            by_family(&self.foreign_changes, read),
+        )?;
+        out.counters(
             "proxy_healthz",
             "Answers of /healthz",
             by_code(&self.healthz),

@@ -32,7 +32,7 @@ fn every_metric_has_kube_proxys_name_and_type() {
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE kubeproxy_"))
         .collect();
-    expect![[r"
+    expect![[r#"
         sync_proxy_rules_duration_seconds histogram
         sync_full_proxy_rules_duration_seconds histogram
         sync_partial_proxy_rules_duration_seconds histogram
@@ -45,10 +45,11 @@ fn every_metric_has_kube_proxys_name_and_type() {
         sync_proxy_rules_service_changes counter
         sync_proxy_rules_no_local_endpoints_total gauge
         sync_proxy_rules_nftables_sync_failures counter
+        sync_proxy_rules_foreign_changes counter
         proxy_healthz counter
         proxy_livez counter
         conntrack_reconciler_sync_duration_seconds histogram
-        conntrack_reconciler_deleted_entries counter"]]
+        conntrack_reconciler_deleted_entries counter"#]]
     .assert_eq(&types.join("\n"));
     assert!(text.ends_with("\n# EOF\n"));
 }
