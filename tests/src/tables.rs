@@ -26,6 +26,17 @@ impl Table {
         Self::parse(&nft(netns, &["list", "table", family, "proxyd"], ""))
     }
 
+    /// As [`of`](Self::of); `None` if it is not there now.
+    ///
+    /// # Panics
+    /// If nft is not installed.
+    pub fn find(netns: &Netns, family: &str) -> Option<Self> {
+        let args = ["list", "table", family, "proxyd"];
+        let output = netns.run("nft", &args, "").expect("nft is installed");
+        let text = String::from_utf8_lossy(&output.stdout);
+        output.status.success().then(|| Self::parse(&text))
+    }
+
     /// Takes apart what nft printed.
     fn parse(text: &str) -> Self {
         let mut table = Self {
