@@ -209,6 +209,4 @@ impl Repairs {
 }
 
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;

@@ -154,18 +154,21 @@ fn without_privileges_the_agent_says_what_it_needs() {
     );
 }
 
+/// It goes on trying: one that ended would only be started again.
 #[test]
 fn without_nft_the_agent_says_what_to_install() {
     let netns = Netns::new().unwrap();
-    let binary = binary();
-    let args = ["-i", "PATH=/nowhere", &binary, "--manifests", EXAMPLES];
-    let output = netns.run("env", &args, "").unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert!(
-        text(&output).contains("the program nft was not found in PATH; install nftables"),
-        "{}",
-        text(&output)
+    let args = ["-i", "PATH=/nowhere", &binary(), "--manifests", EXAMPLES];
+    let mut agent = Agent::start_binary("env", &netns, &args);
+    agent.wait_for_log(
+        "the program nft was not found in PATH; install nftables",
+        PATIENCE,
     );
+    assert!(agent.exited().is_none());
+    let (status, log) = agent.terminate();
+    assert!(status.success(), "{log:#?}");
+    let complaints = log.iter().filter(|line| line.contains("was not found"));
+    assert_eq!(complaints.count(), 2, "once for each family: {log:#?}");
 }
 
 #[test]

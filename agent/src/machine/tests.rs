@@ -1,5 +1,7 @@
 //! When the machine syncs, step by step.
 
+mod simulation;
+
 use std::time::Duration;
 
 use super::*;

@@ -12,7 +12,7 @@ use fastrand::Rng;
 use proptest::strategy::{BoxedStrategy, Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-use super::Machine;
+use super::super::{FIRST_RETRY, LONGEST_RETRY, Machine};
 use crate::dataplane::recording::Recording;
 use crate::dataplane::{Dataplane, DataplaneError};
 use crate::diff::{Delta, Held, diff};
@@ -251,7 +251,7 @@ impl Simulation {
                 let at = self.machine.due_at(family).expect("it is tried again");
                 let pause = self.now.get().until(at);
                 assert!(
-                    pause >= super::FIRST_RETRY && pause <= super::LONGEST_RETRY * 2,
+                    pause >= FIRST_RETRY && pause <= LONGEST_RETRY * 2,
                     "tried again after {pause:?}"
                 );
             }
