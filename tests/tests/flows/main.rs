@@ -8,8 +8,10 @@
 //! `tests/tests/changes.rs`, and how session affinity renews, times out and moves on is in `tests/tests/affinity.rs`: the planned tables
 //! that the tracer walks say who has affinity and for how long, and the kernel alone knows which clients it remembers.
 
+mod affinity;
 mod endpoints;
 mod node_ports;
+mod ports;
 mod ranges;
 mod truth;
 mod verdicts;
