@@ -10,6 +10,7 @@
 
 mod affinity;
 mod endpoints;
+mod mark;
 mod node_ports;
 mod ports;
 mod ranges;
