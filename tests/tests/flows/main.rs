@@ -5,7 +5,7 @@
 //! cluster; endpoints are `here` and `here2` on node-1, `there` and `there2` on node-2. `M` is "the server sees the node".
 //!
 //! A row is one moment: objects, and new connections. What becomes of those that are open when objects change is in
-//! `tests/tests/changes.rs`, and how session affinity renews, times out and moves on is in `tests/tests/affinity.rs`: the planned tables
+//! `tests/tests/changes/`, and how session affinity renews, times out and moves on is in `tests/tests/affinity.rs`: the planned tables
 //! that the tracer walks say who has affinity and for how long, and the kernel alone knows which clients it remembers.
 
 mod affinity;
