@@ -14,7 +14,7 @@
 //! rule for comes back to the fabric until its TTL is spent: TCP clients see "host unreachable", which tells a missing
 //! rule from a dropped packet.
 //!
-//! Everything is routed, nothing is bridged, and nothing is translated unless a test loads rules that do. Addresses are
+//! Everything is routed, nothing is bridged unless a test asks for it, and nothing is translated unless it loads rules that do. Addresses are
 //! constants, for every cluster is on its own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -4,14 +4,14 @@
 //! connections go through the rules that it programs, between network namespaces, where the address that the server saw
 //! proves masquerade or its absence. [`table`] says how a table is read.
 
+pub mod call;
 pub mod cast;
+mod real;
 pub mod service;
 pub mod table;
 pub mod traced;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeSet;
 use std::panic::resume_unwind;
 use std::thread;
 use std::time::Duration;
@@ -20,18 +20,16 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::Agent;
-use crate::traffic::{Failure, Protocol, ask};
-use crate::world::{self, PATIENCE};
+use crate::world;
+use call::Call;
 use cast::Cast;
-use service::{PORT, Svc, addresses};
+use real::Untouched;
+use service::Svc;
 use table::{Expected, Row};
 use traced::Planned;
 
 /// The longest that a client waits for an answer that should not come.
 pub const SILENCE: Duration = Duration::from_millis(500);
-
-/// The fewest questions for a row that is answered, and the most, should one of the servers not turn up.
-const QUESTIONS: std::ops::RangeInclusive<usize> = 6..=80;
 
 /// A cast with an agent on node-1.
 #[derive(Debug)]
@@ -95,9 +93,6 @@ impl Stage {
     }
 }
 
-/// How calls fail without any rules: who calls what, and how.
-type Untouched = BTreeMap<(String, Protocol, SocketAddr), Option<Failure>>;
-
 /// What rows are held against.
 #[derive(Clone, Copy)]
 struct Before<'a> {
@@ -143,7 +138,7 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Checks every row, TCP and UDP.
+    /// Checks every row, in every protocol that it does not leave out.
     ///
     /// # Panics
     /// With every row that is not as the table says.
@@ -188,17 +183,13 @@ impl<'a> Scene<'a> {
     }
 
     /// What a row asks, in each family and protocol.
-    fn calls(&self, cast: &Cast, row: &Row) -> Vec<(Protocol, SocketAddr)> {
+    fn calls(&self, cast: &Cast, row: &Row) -> Vec<Call> {
         let mut numbered = (1..).zip(&self.services);
         let found = numbered.find(|(_, service)| service.name == row.service);
         let (number, _) = found.expect("rows are made of the scene's Services");
         let families = [0, 1].into_iter();
         let families = families.filter(|family| self.family.is_none_or(|only| only == *family));
-        let protocols = [Protocol::Tcp, Protocol::Udp];
-        let calls = families.flat_map(|family| {
-            let to = destination(cast, &row.to, number, family);
-            protocols.map(|protocol| (protocol, to))
-        });
+        let calls = families.flat_map(|family| Call::of(cast, row, number, family));
         calls.collect()
     }
 
@@ -206,16 +197,11 @@ impl<'a> Scene<'a> {
     fn untouched(&self, cast: &Cast) -> Untouched {
         let rows = self.rows.iter();
         let rows = rows.filter(|row| row.expected == Expected::Unserved);
-        let calls = rows.flat_map(|row| {
-            let calls = self.calls(cast, row).into_iter();
-            calls.map(|(protocol, to)| (row.from.clone(), protocol, to))
-        });
-        let calls: BTreeSet<_> = calls.collect();
+        let calls: BTreeSet<_> = rows.flat_map(|row| self.calls(cast, row)).collect();
         thread::scope(|scope| {
             let asked = calls.into_iter().map(|call| {
-                let netns = &cast.host(&call.0).netns;
                 scope.spawn(move || {
-                    let failure = ask(netns, call.1, call.2, SILENCE).err();
+                    let failure = call.make(cast, SILENCE).err();
                     (call, failure)
                 })
             });
@@ -234,113 +220,18 @@ impl<'a> Scene<'a> {
             planned,
             untouched,
         } = before;
-        let service = &row.service;
         let mut wrong = Vec::new();
-        for (protocol, to) in self.calls(cast, row) {
+        for call in self.calls(cast, row) {
             let what = format!(
-                "{} → {} of {service} ({to} {protocol}) should be {}",
-                row.from, row.to, row.expected
+                "{} → {} of {} ({} {}) should be {}",
+                row.from, row.to, row.service, call.to, call.protocol, row.expected
             );
-            let outcome = planned.trace(cast, &row.from, protocol, (to.ip(), to.port()));
-            let traced = traced::mismatch(&outcome, &row.expected, cast, &row.from);
+            let outcome = planned.trace(cast, &call);
+            let traced = traced::mismatch(&outcome, &row.expected, cast, &call);
             wrong.extend(traced.map(|found| format!("{what}; traced: {found}")));
-            let real = really(cast, row, protocol, to, untouched).err();
+            let real = real::check(cast, &call, &row.expected, untouched).err();
             wrong.extend(real.map(|found| format!("{what}; in the kernel: {found}")));
         }
         wrong
     }
-}
-
-/// The address that a row's kind means, with its port: `ClusterIP`, `NodePort`, `LB`, `external`, each perhaps with
-/// another port (`ClusterIP:81`) or another node address (`NodePort@10.9.0.1,fd00::9`); or addresses and a port.
-fn destination(cast: &Cast, to: &str, number: u8, family: usize) -> SocketAddr {
-    let addresses = addresses(number, family);
-    let (to, node) = to
-        .split_once('@')
-        .map_or((to, None), |(to, node)| (to, Some(node)));
-    let (kind, port) = match to.split_once(':') {
-        Some((kind, port)) if !kind.is_empty() => (kind, port.parse().ok()),
-        _ => (to, None),
-    };
-    let of_family = |list: &str| -> IpAddr {
-        let parts: Vec<&str> = list.split(" or ").collect();
-        parts[family]
-            .parse()
-            .unwrap_or_else(|_| panic!("{list}: two addresses"))
-    };
-    match kind {
-        "ClusterIP" => SocketAddr::new(addresses.cluster, port.unwrap_or(PORT)),
-        "LB" => SocketAddr::new(addresses.load_balancer, port.unwrap_or(PORT)),
-        "external" => SocketAddr::new(addresses.external, port.unwrap_or(PORT)),
-        "NodePort" => {
-            let node = node.map_or_else(|| cast.address("node-1", family), of_family);
-            SocketAddr::new(node, addresses.node_port)
-        }
-        _ => SocketAddr::new(of_family(node.expect("KIND or any@V4 or V6")), PORT),
-    }
-}
-
-/// Makes the row's connections for real.
-fn really(
-    cast: &Cast,
-    row: &Row,
-    protocol: Protocol,
-    to: SocketAddr,
-    untouched: &Untouched,
-) -> Result<(), String> {
-    let from = &cast.host(&row.from).netns;
-    let (servers, masqueraded) = match &row.expected {
-        Expected::Answers {
-            servers,
-            masqueraded,
-        } => (servers, *masqueraded),
-        expected => {
-            return match (ask(from, protocol, to, SILENCE), expected) {
-                (Err(Failure::Refused), Expected::Refused)
-                | (Err(Failure::TimedOut), Expected::Dropped) => Ok(()),
-                // No rule makes a difference.
-                (found, Expected::Unserved) => {
-                    let before = &untouched[&(row.from.clone(), protocol, to)];
-                    let now = found.err();
-                    // The network's own word that nobody is there is lost now and then.
-                    let nobody = |failure: Failure| match failure {
-                        Failure::Other(ErrorKind::HostUnreachable) => Failure::TimedOut,
-                        other => other,
-                    };
-                    let same = now.is_some() && now.map(nobody) == before.map(nobody);
-                    same.then_some(())
-                        .ok_or_else(|| format!("{now:?}, and {before:?} without rules"))
-                }
-                // A local UDP socket hears of both from the kernel itself, before any packet leaves.
-                (Err(Failure::Other(ErrorKind::PermissionDenied)), _)
-                    if row.from == "node-1" && protocol == Protocol::Udp =>
-                {
-                    Ok(())
-                }
-                (found, _) => Err(format!("{found:?}")),
-            };
-        }
-    };
-    let family = usize::from(to.is_ipv6());
-    let mut seen = Vec::new();
-    for question in 1..=*QUESTIONS.end() {
-        let answer = ask(from, protocol, to, PATIENCE).map_err(|failure| failure.to_string())?;
-        let hidden = masqueraded || answer.server == row.from;
-        let source = answer.seen.ip();
-        let as_expected = if hidden {
-            cast.node_addresses.contains(&source)
-        } else {
-            source == cast.address(&row.from, family)
-        };
-        if !as_expected || !servers.contains(&answer.server) {
-            return Err(format!("{answer:?}"));
-        }
-        seen.push(answer.server);
-        if question >= *QUESTIONS.start() && servers.iter().all(|server| seen.contains(server)) {
-            return Ok(());
-        }
-    }
-    seen.sort();
-    seen.dedup();
-    Err(format!("only {} answered", seen.join(" ")))
 }

@@ -55,7 +55,7 @@ pub fn service(name: &str, cluster_ips: &[IpAddr], ports: &[Port]) -> Value {
         .iter()
         .map(|port| {
             let mut value = json!({
-                "name": port.name, "protocol": protocol(port.protocol), "port": port.port,
+                "name": port.name, "protocol": port.protocol.to_string(), "port": port.port,
                 "targetPort": port.target,
             });
             if let Some(node_port) = port.node_port {
@@ -93,7 +93,7 @@ pub fn slice(service: &str, ports: &[Port], endpoints: &[(IpAddr, &str)]) -> Val
         .collect();
     let ports: Vec<Value> = ports
         .iter()
-        .map(|port| json!({ "name": port.name, "protocol": protocol(port.protocol), "port": port.target }))
+        .map(|port| json!({ "name": port.name, "protocol": port.protocol.to_string(), "port": port.target }))
         .collect();
     json!({
         "apiVersion": "discovery.k8s.io/v1",
@@ -119,11 +119,4 @@ pub fn empty_slice(service: &str) -> Value {
 /// Objects as one manifest.
 pub fn list(objects: &[Value]) -> String {
     json!({ "apiVersion": "v1", "kind": "List", "items": objects }).to_string()
-}
-
-fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-    }
 }

@@ -1,12 +1,13 @@
 //! Traffic: servers that say who they are and whom they saw, and clients that ask them.
 //!
-//! A question and an answer are one line each, over TCP or UDP. The answer names the server and the address that the
+//! A question and an answer are one line each, over TCP, UDP or SCTP. The answer names the server and the address that the
 //! question came from, so it shows which endpoint was chosen and whether the source was masqueraded.
 
 mod client;
+mod sctp;
 mod server;
 
-pub use client::{Answer, Conversation, Failure, Tally, ask, ask_many};
+pub use client::{Answer, Conversation, Failure, Tally, ask, ask_from, ask_many};
 pub use server::EchoServer;
 
 use std::fmt;
@@ -18,6 +19,13 @@ pub enum Protocol {
     Tcp,
     /// A datagram there, a datagram back.
     Udp,
+    /// The first packet of an association and the answer to it, over raw sockets.
+    Sctp,
+}
+
+impl Protocol {
+    /// All that Services know.
+    pub const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
 }
 
 impl fmt::Display for Protocol {
@@ -25,6 +33,7 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         })
     }
 }

@@ -6,7 +6,7 @@
 )]
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nftables::schema::{NfListObject, NfObject, Nftables};
 use proxyd_tests::agent::{Agent, nft, run_once};
@@ -14,9 +14,9 @@ use proxyd_tests::cluster::Cluster;
 use proxyd_tests::generation::Generation;
 use proxyd_tests::netns::{Netns, link};
 use proxyd_tests::objects::{Port, list, service, slice};
-use proxyd_tests::traffic::{Conversation, Protocol, ask};
+use proxyd_tests::traffic::{Conversation, Failure, Protocol, ask};
 use proxyd_tests::wait::eventually;
-use proxyd_tests::world::{PATIENCE, World, http, wait_for_answers};
+use proxyd_tests::world::{PATIENCE, SILENCE, World, http, wait_for_answers};
 use serde_json::Value;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
@@ -294,38 +294,52 @@ fn a_new_address_of_the_node_has_node_ports_at_once() {
     let cluster = Cluster::new();
     let pod = cluster.node1.pod("pod").serving(8080);
     let ports = [Port::HTTP.at_nodes(30080)];
+    let cluster_ips = ["10.96.0.1", "fd00:10:96::1"].map(|ip| ip.parse().unwrap());
     let objects = [
-        service("web", &["10.96.0.1".parse().unwrap()], &ports),
+        service("web", &cluster_ips, &ports),
         slice("web", &ports, &[(pod.host.v4, "node-1")]),
     ];
-    let world = World::start(
-        cluster,
-        &objects,
-        &["--nodeport-addresses", "192.168.0.0/24,172.16.0.0/12"],
-    );
-    let node = &world.node().netns;
-    let elements = || {
-        nft(
-            node,
-            &["list", "set", "ip", "proxyd", "node-port-addresses"],
-            "",
-        )
+    let mut v6 = slice("web", &ports, &[(pod.host.v6, "node-1")]);
+    v6["metadata"]["name"] = "web-6".into();
+    let objects = [&objects[..], &[v6]].concat();
+    let networks = "192.168.0.0/24,172.16.0.0/12,fd00:168::/64,fd00:172::/32";
+    let world = World::start(cluster, &objects, &["--nodeport-addresses", networks]);
+    let node = world.node();
+    let client = &world.cluster.client;
+    // In the networks, and outside of them.
+    let added = ["172.16.9.9", "fd00:172::9"].map(|ip| ip.parse().unwrap());
+    let others = ["10.9.9.9", "fd00:9::9"].map(|ip| ip.parse().unwrap());
+    let add = |address: IpAddr| {
+        link::add_address(&node.netns, "lo", address.into()).unwrap();
+        let by = if address.is_ipv4() { node.v4 } else { node.v6 };
+        link::add_route(&world.cluster.fabric, address.into(), by).unwrap();
     };
-    assert!(elements().contains("{ 192.168.0.2 }"), "{}", elements());
-    for address in ["172.16.9.9/32", "10.9.9.9/32"] {
-        link::add_address(node, "lo", address.parse().unwrap()).unwrap();
+    let at = |address| {
+        let to = SocketAddr::new(address, 30080);
+        ask(&client.netns, Protocol::Tcp, to, SILENCE)
+    };
+    for own in [node.v4, node.v6] {
+        assert_eq!(at(own).unwrap().server, "pod");
     }
-    eventually("the new address has NodePorts", PATIENCE, || {
-        elements().contains("172.16.9.9")
-    });
-    assert!(
-        !elements().contains("10.9.9.9"),
-        "not in --nodeport-addresses"
-    );
-    link::remove_address(node, "lo", "172.16.9.9/32".parse().unwrap()).unwrap();
-    eventually("the address has none any more", PATIENCE, || {
-        !elements().contains("172.16.9.9")
-    });
+    others.into_iter().for_each(add);
+    for address in added {
+        add(address);
+        eventually(&format!("{address} has NodePorts"), PATIENCE, || {
+            at(address).is_ok()
+        });
+    }
+    for address in others {
+        // The node itself answers: nobody listens there.
+        assert_eq!(at(address), Err(Failure::Refused), "{address}");
+    }
+    for address in added {
+        link::remove_address(&node.netns, "lo", address.into()).unwrap();
+        let family = if address.is_ipv4() { "ip" } else { "ip6" };
+        let set = ["list", "set", family, "proxyd", "node-port-addresses"];
+        eventually(&format!("{address} has none any more"), PATIENCE, || {
+            !nft(&node.netns, &set, "").contains(&address.to_string())
+        });
+    }
 }
 
 /// The names of the chains of table `ip proxyd`, from nft's JSON.

@@ -19,6 +19,8 @@ use tempfile::TempDir;
 /// For 5,000 Services on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+const FAMILIES: [&str; 2] = ["ip", "ip6"];
+
 /// The chains that the ten shapes need: what each Service below goes to, and what those chains lead to.
 const CHAINS: [&str; 18] = [
     "cluster-1",
@@ -41,11 +43,13 @@ const CHAINS: [&str; 18] = [
     "remember-30",
 ];
 
-/// One Service and its slice. Its shape is the last digit of its number.
-fn service(number: u16) -> [Value; 2] {
+/// One Service, in both families, and its slices. Its shape is the last digit of its number.
+fn service(number: u16) -> [Value; 3] {
     let [high, low] = number.to_be_bytes();
     let name = format!("s-{number}");
-    let vip = json!({ "loadBalancer": { "ingress": [{ "ip": format!("203.0.{high}.{low}") }] } });
+    let vip = json!({ "loadBalancer": { "ingress": [
+        { "ip": format!("203.0.{high}.{low}") }, { "ip": format!("2001:db8:113::{number:x}") },
+    ] } });
     // Endpoints on this node and on others, what the specification has beside the ports, and whether there are a
     // node port and a load balancer.
     let (here, elsewhere, spec, at_nodes, at_vip) = match number % 10 {
@@ -83,32 +87,39 @@ fn service(number: u16) -> [Value; 2] {
         port["nodePort"] = json!(20_000 + number);
     }
     let mut spec = spec;
-    spec["clusterIP"] = json!(format!("10.96.{high}.{low}"));
+    let cluster_ips = [
+        format!("10.96.{high}.{low}"),
+        format!("fd00:10:96::{number:x}"),
+    ];
+    spec["clusterIP"] = json!(cluster_ips[0]);
+    spec["clusterIPs"] = json!(cluster_ips);
     spec["type"] = json!(match (at_nodes, at_vip) {
         (_, true) => "LoadBalancer",
         (true, false) => "NodePort",
         (false, false) => "ClusterIP",
     });
     spec["ports"] = json!([port]);
-    let endpoints: Vec<Value> = (0..here + elsewhere)
-        .map(|n| {
+    let slice = |family: &str, address: &dyn Fn(u8) -> String| {
+        let endpoints = (0..here + elsewhere).map(|n| {
             let node = if n < here { "node-1" } else { "node-2" };
-            let address = format!("10.{}.{high}.{low}", 100 + n);
-            json!({ "addresses": [address], "nodeName": node })
+            json!({ "addresses": [address(n)], "nodeName": node })
+        });
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {
+                "name": format!("{name}-{family}"), "namespace": "default",
+                "labels": { "kubernetes.io/service-name": name },
+            },
+            "ports": [{ "port": 8080 }], "endpoints": endpoints.collect::<Vec<_>>(),
         })
-        .collect();
+    };
     [
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": { "name": name, "namespace": "default" },
             "spec": spec, "status": if at_vip { vip } else { json!({}) },
         }),
-        json!({
-            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
-            "metadata": {
-                "name": name, "namespace": "default", "labels": { "kubernetes.io/service-name": name },
-            },
-            "ports": [{ "port": 8080 }], "endpoints": endpoints,
-        }),
+        slice("IPv4", &|n| format!("10.{}.{high}.{low}", 100 + n)),
+        slice("IPv6", &|n| format!("fd00:{}::{number:x}", 100 + n)),
     ]
 }
 
@@ -123,7 +134,7 @@ fn args(manifests: &TempDir) -> Vec<String> {
         "--hostname-override",
         "node-1",
         "--cluster-cidr",
-        "10.0.0.0/8",
+        "10.0.0.0/8,fd00::/16",
         "--manifests",
         path,
     ];
@@ -138,37 +149,34 @@ fn manifests(count: u16) -> TempDir {
     directory
 }
 
-/// The IPv4 table that the agent makes of so many Services.
-fn by_agent(manifests: &TempDir) -> Table {
+/// The tables that the agent makes of so many Services.
+fn by_agent(manifests: &TempDir) -> [Table; 2] {
     let netns = Netns::new().unwrap();
     let args = args(manifests);
     let agent = Agent::start(&netns, &args.iter().map(String::as_str).collect::<Vec<_>>());
     agent.wait_for_log("in sync", PATIENCE);
-    assert!(Table::of(&netns, "ip6").shapes().is_empty());
-    let table = Table::of(&netns, "ip");
+    let tables = FAMILIES.map(|family| Table::of(&netns, family));
     agent.terminate();
+    tables
+}
+
+/// Leaves out what nft up to 1.0.6 cannot load: the rules that remember IPv6 clients, and what leads to them.
+fn loadable(family: &str, table: &Table) -> Table {
+    let mut table = table.clone();
+    if family == "ip6" {
+        table
+            .chains
+            .retain(|chain, _| !chain.starts_with("remember-"));
+        table.elements.retain(|set, _| !set.ends_with("affinities"));
+    }
     table
 }
 
 #[test]
 fn five_thousand_services_of_ten_shapes_have_the_chains_of_ten() {
     let ten = by_agent(&manifests(10));
-    assert_eq!(ten.shapes(), BTreeSet::from(CHAINS));
-
     let many = manifests(5_000);
-    let table = by_agent(&many);
-    assert_eq!(
-        table.set("services").len(),
-        4_500 + 3 * 500,
-        "all are there"
-    );
-    assert_eq!(table.set("no-endpoints").len(), 500);
-    assert_eq!(table.set("node-ports").len(), 1_000);
-    assert_eq!(
-        table.chains, ten.chains,
-        "not a chain and not a rule more than ten Services have"
-    );
-
+    let tables = by_agent(&many);
     let by_nft = Netns::new().unwrap();
     let args = [args(&many), vec!["--dry-run".to_owned()]].concat();
     let dry_run = run_once(
@@ -181,13 +189,30 @@ fn five_thousand_services_of_ten_shapes_have_the_chains_of_ten() {
         &["-f", "-"],
         std::str::from_utf8(&dry_run.stdout).unwrap(),
     );
-    let loaded = Table::of(&by_nft, "ip");
-    assert_eq!(loaded.chains, table.chains);
-    let differing: Vec<_> = loaded
-        .elements
-        .iter()
-        .filter(|(set, elements)| table.elements.get(*set) != Some(elements))
-        .map(|(set, _)| set)
-        .collect();
-    assert!(differing.is_empty(), "{differing:?}");
+    for (family, (ten, table)) in FAMILIES.into_iter().zip(ten.iter().zip(&tables)) {
+        assert_eq!(ten.shapes(), BTreeSet::from(CHAINS), "{family}");
+        let count = |set| table.set(set).len();
+        assert_eq!(
+            count("services"),
+            4_500 + 3 * 500,
+            "{family}: all are there"
+        );
+        assert_eq!(count("no-endpoints"), 500, "{family}");
+        assert_eq!(count("node-ports"), 1_000, "{family}");
+        assert_eq!(
+            table.chains, ten.chains,
+            "{family}: not a chain and not a rule more than ten Services have"
+        );
+
+        let loaded = loadable(family, &Table::of(&by_nft, family));
+        let table = loadable(family, table);
+        assert_eq!(loaded.chains, table.chains, "{family}");
+        let differing: Vec<_> = loaded
+            .elements
+            .iter()
+            .filter(|(set, elements)| table.elements.get(*set) != Some(elements))
+            .map(|(set, _)| set)
+            .collect();
+        assert!(differing.is_empty(), "{family}: {differing:?}");
+    }
 }

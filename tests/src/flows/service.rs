@@ -1,10 +1,11 @@
-//! Services of a packet-flow table: each with an address of every kind, in both families, TCP and UDP.
+//! Services of a packet-flow table: each with an address of every kind, in both families, for TCP, UDP and SCTP.
 
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
 use super::cast::Cast;
+use crate::traffic::Protocol;
 
 /// The port of every Service, and that of the endpoints behind it.
 pub const PORT: u16 = 80;
@@ -22,7 +23,9 @@ pub struct Svc {
     /// Its `status`, if it is not the load balancer's address.
     pub status: Option<Value>,
     /// Names of the cast, each with its state in brackets: `here there(terminating) here2(zone=a,node=node-1)`. States are
-    /// `unready`, `terminating` (it still serves), `gone` (it does not). A `|` begins another slice.
+    /// `unready`, `terminating` (it still serves), `gone` (it does not); and, where `publishNotReadyAddresses` has the slices say
+    /// `ready` all the same, `published` (it does not serve), `published-terminating`, `published-gone`. A `|` begins another
+    /// slice. `TCP:9090 UDP:9091 here` is a slice with other ports; a protocol that is not named keeps the usual one.
     pub endpoints: String,
 }
 
@@ -56,7 +59,7 @@ impl Svc {
         let of = |family| addresses(number, family);
         let both = |pick: fn(Addresses) -> IpAddr| [pick(of(0)), pick(of(1))];
         let node_port = of(0).node_port;
-        let port = |name: &str, protocol: &str| json!({ "name": name, "protocol": protocol, "port": PORT, "targetPort": TARGET, "nodePort": node_port });
+        let ports = Protocol::ALL.map(|protocol| port(protocol, PORT, node_port));
         let mut service = json!({
             "apiVersion": "v1",
             "kind": "Service",
@@ -70,7 +73,7 @@ impl Svc {
                 "clusterIP": of(0).cluster,
                 "clusterIPs": both(|addresses| addresses.cluster),
                 "externalIPs": both(|addresses| addresses.external),
-                "ports": [port("http", "TCP"), port("udp", "UDP")],
+                "ports": ports,
             },
         });
         let ingress = both(|addresses| addresses.load_balancer).map(|ip| json!({ "ip": ip }));
@@ -89,9 +92,16 @@ impl Svc {
 
     fn slice(&self, index: usize, endpoints: &str, family: usize, cast: &Cast) -> Value {
         let family_name = ["IPv4", "IPv6"][family];
-        let endpoints = endpoints.split_whitespace();
+        let (ports, endpoints): (Vec<&str>, Vec<&str>) =
+            endpoints.split_whitespace().partition(|text| is_port(text));
+        let endpoints = endpoints.into_iter();
         let endpoints: Vec<Value> = endpoints.map(|text| endpoint(text, family, cast)).collect();
-        let port = |name: &str, protocol: &str| json!({ "name": name, "protocol": protocol, "port": TARGET });
+        let ports = Protocol::ALL.map(|protocol| {
+            let of_protocol =
+                |text: &&str| text.strip_prefix(&format!("{protocol}:"))?.parse().ok();
+            let target: u16 = ports.iter().find_map(of_protocol).unwrap_or(TARGET);
+            json!({ "name": port_name(protocol), "protocol": protocol.to_string(), "port": target })
+        });
         json!({
             "apiVersion": "discovery.k8s.io/v1",
             "kind": "EndpointSlice",
@@ -100,7 +110,7 @@ impl Svc {
                 "labels": { "kubernetes.io/service-name": self.name },
             },
             "addressType": family_name,
-            "ports": [port("http", "TCP"), port("udp", "UDP")],
+            "ports": ports,
             "endpoints": endpoints,
         })
     }
@@ -110,13 +120,36 @@ impl Svc {
         let names = self
             .endpoints
             .split(['|', ' '])
-            .filter(|text| !text.is_empty());
+            .filter(|text| !text.is_empty() && !is_port(text));
         let mut names: Vec<_> = names.map(|text| parts(text).0).collect();
         names.sort_unstable();
         names.dedup();
         let local = names.iter().copied().filter(|name| Cast::is_here(name));
         (names.clone(), local.collect())
     }
+}
+
+/// A port of a Service.
+pub fn port(protocol: Protocol, port: u16, node_port: u16) -> Value {
+    json!({
+        "name": port_name(protocol), "protocol": protocol.to_string(), "port": port, "targetPort": TARGET,
+        "nodePort": node_port,
+    })
+}
+
+/// What a protocol's port is called in Services and slices.
+fn port_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "http",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}
+
+/// Whether a word among the endpoints is a slice's port: `TCP:9090`.
+fn is_port(text: &str) -> bool {
+    let mut all = Protocol::ALL.into_iter();
+    all.any(|protocol| text.starts_with(&format!("{protocol}:")))
 }
 
 /// The objects of Services, numbered from 1.
@@ -154,6 +187,13 @@ fn endpoint(text: &str, family: usize, cast: &Cast) -> Value {
             }
             "gone" => {
                 conditions = json!({ "ready": false, "serving": false, "terminating": true });
+            }
+            "published" => conditions = json!({ "ready": true, "serving": false }),
+            "published-terminating" => {
+                conditions = json!({ "ready": true, "serving": true, "terminating": true });
+            }
+            "published-gone" => {
+                conditions = json!({ "ready": true, "serving": false, "terminating": true });
             }
             other => {
                 let (kind, value) = other.split_once('=').expect("a state, zone=… or node=…");

@@ -7,14 +7,19 @@
 //! | client → NodePort, LB, external  | all M   | local          |
 //! ```
 //!
-//! The head names Services (or, in [`down`], calls). A cell says who answers: names of the cast, `all` or `local` endpoints, with `M` if they see an
-//! address of the node instead of the client's; or `refused`, `dropped`, `unserved` (no rule touches it), or `-` (not looked at).
+//! The head names Services (or, in [`down`], calls). A cell says who answers: names of the cast, `all` or `local` endpoints, with `M` if
+//! they see the node's address instead of the client's; `one of` them if each client keeps the one that it got; or `refused`,
+//! `dropped`, `unserved` (no rule touches it), or `-` (not looked at).
+//!
+//! A call is made over TCP, UDP and SCTP; `LB/UDP` names one. `here:9090` is a server at another port than usual. `node-1` calls from a
+//! second address of its own, which is not the one that masquerade takes; `node-1 as LB` from the Service's load-balancer address.
 
 use std::fmt;
 
 use serde_json::Value;
 
 use super::service::Svc;
+use crate::traffic::Protocol;
 
 /// What a cell says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub enum Expected {
         servers: Vec<String>,
         /// Whether they see the node's address.
         masqueraded: bool,
+        /// Whether a client that comes again gets the same one.
+        one: bool,
     },
     /// The client hears at once that nobody will answer.
     Refused,
@@ -39,8 +46,12 @@ pub enum Expected {
 pub struct Row {
     /// Who calls.
     pub from: String,
+    /// Whether it does so from the Service's load-balancer address.
+    pub from_load_balancer: bool,
     /// What kind of address.
     pub to: String,
+    /// In which protocols.
+    pub protocols: Vec<Protocol>,
     /// The name of the Service.
     pub service: String,
     /// What comes of it.
@@ -53,9 +64,11 @@ impl fmt::Display for Expected {
             Self::Answers {
                 servers,
                 masqueraded,
+                one,
             } => {
+                let one = if *one { "one of " } else { "" };
                 let m = if *masqueraded { " M" } else { "" };
-                write!(f, "{}{m}", servers.join(" "))
+                write!(f, "{one}{}{m}", servers.join(" "))
             }
             Self::Refused => f.write_str("refused"),
             Self::Dropped => f.write_str("dropped"),
@@ -137,13 +150,27 @@ fn rows(calls: &str, service: &Svc, cell: &str) -> Vec<Row> {
     let to = || to.split(',').map(|kind| kind.trim().to_owned());
     let from = from.split(',').map(|from| from.trim().to_owned());
     let pairs = from.flat_map(|from| to().map(move |to| (from.clone(), to)));
-    let row = |(from, to)| Row {
-        from,
-        to,
-        service: service.name.clone(),
-        expected: expected(cell, service),
+    let row = |(from, to): (String, String)| {
+        let member = from.strip_suffix(" as LB");
+        let (kind, protocols) = protocols(&to);
+        Row {
+            from: member.unwrap_or(&from).to_owned(),
+            from_load_balancer: member.is_some(),
+            to: kind.to_owned(),
+            protocols,
+            service: service.name.clone(),
+            expected: expected(cell, service),
+        }
     };
     pairs.map(row).collect()
+}
+
+/// What kind of address is called, and how.
+fn protocols(to: &str) -> (&str, Vec<Protocol>) {
+    let named = |protocol: &Protocol| to.strip_suffix(&format!("/{protocol}"));
+    let mut all = Protocol::ALL.into_iter();
+    let found = all.find_map(|protocol| Some((named(&protocol)?, vec![protocol])));
+    found.unwrap_or((to, Protocol::ALL.into()))
 }
 
 fn expected(cell: &str, service: &Svc) -> Expected {
@@ -157,6 +184,10 @@ fn expected(cell: &str, service: &Svc) -> Expected {
         Some(names) => (names, true),
         None => (cell, false),
     };
+    let (names, one) = match names.strip_prefix("one of ") {
+        Some(names) => (names, true),
+        None => (names, false),
+    };
     let (all, local) = service.names();
     let mut servers: Vec<String> = match names {
         "all" => all.into_iter().map(str::to_owned).collect(),
@@ -167,5 +198,6 @@ fn expected(cell: &str, service: &Svc) -> Expected {
     Expected::Answers {
         servers,
         masqueraded,
+        one,
     }
 }

@@ -9,10 +9,11 @@ use proxyd::config::Config;
 use proxyd::model::translate::Objects;
 use proxyd::model::{Family, PerFamily, Port, Protocol, Scope, Snapshot};
 use proxyd::plan::{self, Tables};
-use proxyd::trace::{Outcome, Packet, Tracer};
+use proxyd::trace::{Outcome, Packet, Target, Tracer};
 use serde_json::Value;
 
-use super::cast::Cast;
+use super::call::Call;
+use super::cast::{self, Cast};
 use super::table::Expected;
 use crate::traffic;
 
@@ -55,54 +56,71 @@ impl Planned {
     }
 
     /// What the tracer says of a connection.
-    pub fn trace(
-        &self,
-        cast: &Cast,
-        from: &str,
-        protocol: traffic::Protocol,
-        (destination, port): (IpAddr, u16),
-    ) -> Outcome {
-        let family = Family::of(destination);
+    ///
+    /// # Panics
+    /// If it is for port 0.
+    pub fn trace(&self, cast: &Cast, call: &Call) -> Outcome {
+        let family = Family::of(call.to.ip());
         let tracer = Tracer {
             tables: self.tables.get(family),
             detector: self.config.skeleton.detector.get(family),
             local_addresses: &self.local_addresses,
         };
         tracer.trace(&Packet {
-            interface: cast.interface(from),
-            source: cast.address(from, usize::from(destination.is_ipv6())),
-            destination,
-            protocol: match protocol {
+            interface: cast.interface(&call.from),
+            source: call.source(cast),
+            destination: call.to.ip(),
+            protocol: match call.protocol {
                 traffic::Protocol::Tcp => Protocol::Tcp,
                 traffic::Protocol::Udp => Protocol::Udp,
+                traffic::Protocol::Sctp => Protocol::Sctp,
             },
-            port: Port::new(port).expect("no table has port 0"),
+            port: Port::new(call.to.port()).expect("no table has port 0"),
         })
     }
 }
 
 /// What is wrong with an outcome, if it is not what a table says.
-pub fn mismatch(outcome: &Outcome, expected: &Expected, cast: &Cast, from: &str) -> Option<String> {
+pub fn mismatch(
+    outcome: &Outcome,
+    expected: &Expected,
+    cast: &Cast,
+    call: &Call,
+) -> Option<String> {
     let matches = match (outcome, expected) {
         (
-            Outcome::Balanced { targets, .. },
+            Outcome::Balanced {
+                targets, affinity, ..
+            },
             Expected::Answers {
                 servers,
                 masqueraded,
+                one,
             },
         ) => {
-            let family = usize::from(targets[0].backend.ip.is_ipv6());
             let mut found: Vec<_> = targets
                 .iter()
-                .map(|target| (target.backend.ip, target.masqueraded))
+                .map(
+                    |Target {
+                         backend,
+                         masqueraded,
+                     }| { (backend.ip, backend.port.get(), *masqueraded) },
+                )
                 .collect();
             let mut wanted: Vec<_> = servers
                 .iter()
-                .map(|name| (cast.address(name, family), *masqueraded || name == from))
+                .map(|server| {
+                    let (name, port) = match server.split_once(':') {
+                        Some((name, port)) => (name, port.parse().expect("a port")),
+                        None => (server.as_str(), cast::PORT),
+                    };
+                    let ip = cast.address(name, call.family());
+                    (ip, port, *masqueraded || name == call.from)
+                })
                 .collect();
             found.sort_unstable();
             wanted.sort_unstable();
-            found == wanted
+            found == wanted && affinity.is_some() == *one
         }
         (Outcome::Refused(_), Expected::Refused)
         | (Outcome::Dropped(_), Expected::Dropped)

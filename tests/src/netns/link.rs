@@ -1,8 +1,10 @@
 //! Links, addresses and routes of a namespace, over rtnetlink.
 //!
 //! There is one kind of link: a *leaf* hangs on a *router* by a veth pair, with a route to each of the leaf's
-//! addresses on one side and a default route on the other. No bridges, so `bridge-nf-call-iptables` has no say. Both
-//! ends know each other's hardware address from the start, so no packet ever waits for ARP or neighbour discovery.
+//! addresses on one side and a default route on the other. Both ends know each other's hardware address from the
+//! start, so no packet ever waits for ARP or neighbour discovery. [`bridge`] puts a bridge under some of them.
+
+pub mod bridge;
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,11 +14,13 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures::TryStreamExt as _;
 use ipnet::IpNet;
-use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, CacheInfo};
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkMessage, State};
 use netlink_packet_route::route::{RouteMessage, RouteScope, RouteType};
 use netlink_packet_route::rule::RuleAction;
-use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    AddressAddRequest, Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
 
 use super::Netns;
 use crate::wait::poll_async;
@@ -102,14 +106,8 @@ impl Link<'_> {
             for address in self.addresses {
                 add_address_by_index(&netlink, LEAF_INDEX, *address).await?;
             }
+            know_gateways(&netlink).await?;
             for gateway in GATEWAYS {
-                netlink
-                    .neighbours()
-                    .add(LEAF_INDEX, gateway)
-                    .link_layer_address(&ROUTER_MAC)
-                    .execute()
-                    .await
-                    .context("the gateway's hardware address")?;
                 let default = destined(everything(gateway))?
                     .gateway(gateway)?
                     .output_interface(LEAF_INDEX)
@@ -154,6 +152,26 @@ pub fn add_address(netns: &Netns, device: &str, address: IpNet) -> Result<()> {
     with_netlink(netns, async |netlink| {
         let index = index_of(&netlink, device).await?;
         add_address_by_index(&netlink, index, address).await
+    })
+}
+
+/// As [`add_address`], with one that the kernel never chooses as a source: only who binds to it has it.
+///
+/// # Errors
+/// If there is no such device or it has the address already.
+pub fn add_unchosen_address(netns: &Netns, device: &str, address: IpNet) -> Result<()> {
+    with_netlink(netns, async |netlink| {
+        let index = index_of(&netlink, device).await?;
+        let mut request = address_request(&netlink, index, address);
+        // IPv4 chooses the oldest one anyway; IPv6 does not choose what is deprecated (RFC 6724, rule 3).
+        let mut lifetimes = CacheInfo::default();
+        lifetimes.ifa_preferred = 0;
+        lifetimes.ifa_valid = u32::MAX;
+        let message = request.message_mut();
+        message
+            .attributes
+            .push(AddressAttribute::CacheInfo(lifetimes));
+        execute_address(&netlink, request, address).await
     })
 }
 
@@ -255,6 +273,20 @@ async fn operational(netlink: &Handle, index: u32) -> Result<()> {
     .with_context(|| format!("no carrier within {WORKER_PATIENCE:?}"))
 }
 
+/// Tells a leaf the hardware address of its next hops.
+async fn know_gateways(netlink: &Handle) -> Result<()> {
+    for gateway in GATEWAYS {
+        netlink
+            .neighbours()
+            .add(LEAF_INDEX, gateway)
+            .link_layer_address(&ROUTER_MAC)
+            .execute()
+            .await
+            .context("the gateway's hardware address")?;
+    }
+    Ok(())
+}
+
 async fn set_up(netlink: &Handle, index: u32) -> Result<()> {
     let up = LinkUnspec::new_with_index(index).up().build();
     netlink
@@ -297,6 +329,10 @@ fn link_route(destination: IpNet, index: u32) -> Result<RouteMessage> {
 }
 
 async fn add_address_by_index(netlink: &Handle, index: u32, address: IpNet) -> Result<()> {
+    execute_address(netlink, address_request(netlink, index, address), address).await
+}
+
+fn address_request(netlink: &Handle, index: u32, address: IpNet) -> AddressAddRequest {
     let mut request = netlink
         .address()
         .add(index, address.addr(), address.prefix_len());
@@ -304,6 +340,14 @@ async fn add_address_by_index(netlink: &Handle, index: u32, address: IpNet) -> R
         // Without this the address is tentative, and unusable, for about a second.
         request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
     }
+    request
+}
+
+async fn execute_address(
+    netlink: &Handle,
+    request: AddressAddRequest,
+    address: IpNet,
+) -> Result<()> {
     request
         .execute()
         .await

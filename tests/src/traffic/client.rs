@@ -6,7 +6,10 @@ use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use socket2::{Domain, Type};
+
 use super::Protocol;
+use super::sctp::Association;
 use crate::netns::Netns;
 
 /// What a server said.
@@ -42,7 +45,7 @@ pub struct Tally {
     pub failures: BTreeMap<Failure, usize>,
 }
 
-/// An open TCP connection, or a UDP socket that keeps its port.
+/// An open TCP connection, or a UDP or SCTP client that keeps its port.
 #[derive(Debug)]
 pub struct Conversation(Socket);
 
@@ -50,6 +53,7 @@ pub struct Conversation(Socket);
 enum Socket {
     Tcp(BufReader<TcpStream>),
     Udp(UdpSocket),
+    Sctp(Association),
 }
 
 /// Asks once, from a new source port, and waits for the connection and for the answer for up to `timeout` each.
@@ -62,7 +66,22 @@ pub fn ask(
     to: SocketAddr,
     timeout: Duration,
 ) -> Result<Answer, Failure> {
-    from.enter(|| Conversation::open_here(protocol, to, timeout, 0)?.ask())
+    from.enter(|| Conversation::open_here(protocol, to, timeout, any(to))?.ask())
+}
+
+/// As [`ask`], from this of the namespace's addresses.
+///
+/// # Errors
+/// The reason why there was no answer.
+pub fn ask_from(
+    from: &Netns,
+    source: IpAddr,
+    protocol: Protocol,
+    to: SocketAddr,
+    timeout: Duration,
+) -> Result<Answer, Failure> {
+    let source = SocketAddr::new(source, 0);
+    from.enter(|| Conversation::open_here(protocol, to, timeout, source)?.ask())
 }
 
 /// Asks `count` times, one after the other, each time from a new source port.
@@ -78,7 +97,7 @@ pub fn ask_many(
     from.enter(|| {
         let mut tally = Tally::default();
         for _ in 0..count {
-            match Conversation::open_here(protocol, to, timeout, 0)
+            match Conversation::open_here(protocol, to, timeout, any(to))
                 .and_then(|mut conversation| conversation.ask())
             {
                 Ok(answer) => {
@@ -93,7 +112,7 @@ pub fn ask_many(
 }
 
 impl Conversation {
-    /// Connects; over UDP this sends nothing yet.
+    /// Connects; over UDP and SCTP this sends nothing yet.
     ///
     /// # Errors
     /// If the connection cannot be made within `timeout`, which is also the time that each answer may take.
@@ -103,7 +122,7 @@ impl Conversation {
         to: SocketAddr,
         timeout: Duration,
     ) -> Result<Self, Failure> {
-        from.enter(|| Self::open_here(protocol, to, timeout, 0))
+        from.enter(|| Self::open_here(protocol, to, timeout, any(to)))
     }
 
     /// As [`open`](Self::open), over UDP from a port of the caller's choice.
@@ -116,7 +135,8 @@ impl Conversation {
         to: SocketAddr,
         timeout: Duration,
     ) -> Result<Self, Failure> {
-        from.enter(|| Self::open_here(Protocol::Udp, to, timeout, source_port))
+        let source = SocketAddr::new(any(to).ip(), source_port);
+        from.enter(|| Self::open_here(Protocol::Udp, to, timeout, source))
     }
 
     /// Asks, and waits for the answer.
@@ -138,6 +158,7 @@ impl Conversation {
                 let length = socket.recv(&mut datagram)?;
                 String::from_utf8_lossy(&datagram[..length]).into_owned()
             }
+            Socket::Sctp(association) => return association.ask(),
         };
         Answer::parse(&line).ok_or(if line.is_empty() {
             Failure::Reset
@@ -146,18 +167,19 @@ impl Conversation {
         })
     }
 
-    /// Connects from the calling thread's namespace; source port 0 is any.
+    /// Connects from the calling thread's namespace; what is unspecified in the source is any.
     fn open_here(
         protocol: Protocol,
         to: SocketAddr,
         timeout: Duration,
-        source_port: u16,
+        source: SocketAddr,
     ) -> Result<Self, Failure> {
         let socket = match protocol {
             Protocol::Tcp => {
-                connect_tcp(to, timeout).map(|stream| Socket::Tcp(BufReader::new(stream)))
+                connect_tcp(to, timeout, source).map(|stream| Socket::Tcp(BufReader::new(stream)))
             }
-            Protocol::Udp => connect_udp(to, timeout, source_port).map(Socket::Udp),
+            Protocol::Udp => connect_udp(to, timeout, source).map(Socket::Udp),
+            Protocol::Sctp => Association::open(source.ip(), to, timeout).map(Socket::Sctp),
         };
         Ok(Self(socket?))
     }
@@ -165,7 +187,7 @@ impl Conversation {
 
 impl Answer {
     /// Reads `name address:port`.
-    fn parse(line: &str) -> Option<Self> {
+    pub(super) fn parse(line: &str) -> Option<Self> {
         let (server, seen) = line.trim_end().rsplit_once(' ')?;
         Some(Self {
             server: server.to_owned(),
@@ -197,21 +219,31 @@ impl fmt::Display for Failure {
     }
 }
 
-fn connect_tcp(to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&to, timeout)?;
+fn connect_tcp(to: SocketAddr, timeout: Duration, source: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    if source != any(to) {
+        socket.bind(&source.into())?;
+    }
+    socket.connect_timeout(&to.into(), timeout)?;
+    let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(timeout))?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-fn connect_udp(to: SocketAddr, timeout: Duration, source_port: u16) -> io::Result<UdpSocket> {
+fn connect_udp(to: SocketAddr, timeout: Duration, source: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(source)?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(timeout))?;
+    Ok(socket)
+}
+
+/// Any source of a destination's family.
+fn any(to: SocketAddr) -> SocketAddr {
     let any: IpAddr = if to.is_ipv4() {
         Ipv4Addr::UNSPECIFIED.into()
     } else {
         Ipv6Addr::UNSPECIFIED.into()
     };
-    let socket = UdpSocket::bind((any, source_port))?;
-    socket.connect(to)?;
-    socket.set_read_timeout(Some(timeout))?;
-    Ok(socket)
+    SocketAddr::new(any, 0)
 }

@@ -9,9 +9,10 @@ use std::thread::{self, JoinHandle};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::oneshot;
 
+use super::sctp;
 use crate::netns::Netns;
 
-/// A server on one port of a namespace: TCP and UDP, both families, every address. Stops when it is dropped.
+/// A server on one port of a namespace: TCP, UDP and SCTP, both families, every address. Stops when it is dropped.
 #[derive(Debug)]
 pub struct EchoServer {
     stop: Option<oneshot::Sender<()>>,
@@ -24,7 +25,7 @@ impl EchoServer {
     /// # Panics
     /// If the port is taken.
     pub fn start(netns: &Netns, name: &str, port: u16) -> Self {
-        let (listener, socket) = netns
+        let (listener, socket, [v4, v6]) = netns
             .enter(|| bind(port))
             .unwrap_or_else(|error| panic!("{name} cannot listen on port {port}: {error}"));
         let (stop, stopped) = oneshot::channel();
@@ -34,11 +35,14 @@ impl EchoServer {
                 .enable_io()
                 .build()
                 .expect("a runtime needs a few descriptors only");
+            let answer_sctp = |peer| answer(&name, peer);
             // Connections are tasks of this runtime, so they end with it.
             runtime.block_on(async {
                 tokio::select! {
                     result = serve_tcp(listener, &name) => panic!("{name}: {result:?}"),
                     result = serve_udp(socket, &name) => panic!("{name}: {result:?}"),
+                    result = sctp::serve(v4, port, answer_sctp) => panic!("{name}: {result:?}"),
+                    result = sctp::serve(v6, port, answer_sctp) => panic!("{name}: {result:?}"),
                     _ = stopped => (),
                 }
             });
@@ -58,14 +62,14 @@ impl Drop for EchoServer {
     }
 }
 
-/// Sockets that take both families (`bindv6only` is 0 in a new namespace).
-fn bind(port: u16) -> io::Result<(TcpListener, UdpSocket)> {
+/// Sockets that take both families (`bindv6only` is 0 in a new namespace), and those for SCTP.
+fn bind(port: u16) -> io::Result<(TcpListener, UdpSocket, [UdpSocket; 2])> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let listener = TcpListener::bind(address)?;
     listener.set_nonblocking(true)?;
     let socket = UdpSocket::bind(address)?;
     socket.set_nonblocking(true)?;
-    Ok((listener, socket))
+    Ok((listener, socket, sctp::listen()?))
 }
 
 async fn serve_tcp(listener: TcpListener, name: &str) -> io::Result<()> {

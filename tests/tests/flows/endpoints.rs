@@ -79,6 +79,40 @@ fn with_internal_policy_local_the_local_ones_are_chosen_among_themselves() {
     );
 }
 
+#[test]
+fn endpoints_that_are_published_though_not_ready_are_as_good_as_ready() {
+    // What slices say of a Service with publishNotReadyAddresses.
+    let table = "
+| endpoints                                   | pod → ClusterIP | client → NodePort, LB, external |
+| ------------------------------------------- | --------------- | ------------------------------- |
+| here(published) there                       | here there      | here there M                    |
+| here(published) there(published)            | here there      | here there M                    |
+| here(published) there(unready)              | here            | here M                          |
+| here(published-terminating) there           | here there      | here there M                    |
+| here(published-gone) there                  | here there      | here there M                    |
+| here(published-gone) there(terminating)     | here            | here M                          |
+| here(terminating) there(published)          | there           | there M                         |
+| here(published-gone) there(published-gone)  | here there      | here there M                    |
+";
+    check(&json!({ "publishNotReadyAddresses": true }), None, table);
+    let local = json!({
+        "publishNotReadyAddresses": true, "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local",
+    });
+    let table = "
+| endpoints                                   | pod → ClusterIP | pod → LB   | client → NodePort, LB, external |
+| ------------------------------------------- | --------------- | ---------- | ------------------------------- |
+| here(published) there                       | here            | here there | here                            |
+| here(published-terminating) there           | here            | here there | here                            |
+| here(published-gone) there                  | here            | here there | here                            |
+| here(published-gone) here2                  | here here2      | here here2 | here here2                      |
+| here(published-gone) here2(terminating)     | here            | here       | here                            |
+| here(terminating) there(published)          | here            | there      | here                            |
+| here(unready) there(published)              | dropped         | there      | dropped                         |
+| here(published-gone)|there(published)       | here            | here there | here                            |
+";
+    check(&local, None, table);
+}
+
 /// Hints count only if every ready endpoint has them and one is for this node, or else for its zone.
 const HINTS: &str = "
 | endpoints                                                                  | pod → ClusterIP | client → LB    |

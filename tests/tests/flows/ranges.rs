@@ -92,11 +92,12 @@ fn a_node_in_a_range_may_use_the_address_itself_as_its_source() {
         ranged("clients", &["203.0.113.2/32", "2001:db8:113::2/128"]),
     ];
     let table = "
-| from → to   | nodes   | clients |
-| node-1 → LB | all M   | dropped |
-| client → LB | dropped | all M   |
+| from → to         | nodes   | clients |
+| node-1 → LB       | all M   | dropped |
+| node-1 as LB → LB | all M   | dropped |
+| client → LB       | dropped | all M   |
 ";
-    // With the address on an interface, the kernel takes it as the source of what goes there.
+    // With the address on an interface, the kernel takes it as the source of what goes there, if nobody says otherwise.
     Scene::across(ARGS, services, table).check_with(|cast: &mut Cast| {
         for (number, family) in [(1, 0), (1, 1), (2, 0), (2, 1)] {
             cast.add_node_address(addresses(number, family).load_balancer);

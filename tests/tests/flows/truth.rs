@@ -2,7 +2,7 @@
 
 use proxyd_tests::cluster::CLUSTER_CIDR;
 use proxyd_tests::flows::Scene;
-use proxyd_tests::flows::cast::Cast;
+use proxyd_tests::flows::cast::{BRIDGE, Cast};
 use proxyd_tests::flows::service::Svc;
 use serde_json::{Value, json};
 
@@ -34,10 +34,16 @@ pub(crate) fn node() -> Value {
 
 #[track_caller]
 fn check(args: &[&str], table: &str) {
+    check_with(args, table, |_| {});
+}
+
+#[track_caller]
+fn check_with(args: &[&str], table: &str, prepare: impl FnOnce(&mut Cast)) {
     let mut scene = Scene::across(args, services(), table);
     scene.others.push(node());
-    // What leaves node-1 with its own source comes back by node-1.
     scene.check_with(|cast: &mut Cast| {
+        prepare(cast);
+        // What node-1 sends on with a source outside comes back by node-1.
         for outside in ["client", "pod-3"] {
             cast.cluster.return_by_node1(cast.host(outside));
         }
@@ -115,6 +121,20 @@ fn pods_of_the_node_are_known_by_one_interface() {
             "pod-0",
         ],
         &table,
+    );
+}
+
+#[test]
+fn pods_of_the_node_are_known_by_the_bridge_that_they_are_on() {
+    check_with(
+        &[
+            "--detect-local-mode",
+            "BridgeInterface",
+            "--pod-bridge-interface",
+            BRIDGE,
+        ],
+        &of_this_node(),
+        Cast::bridge_pods,
     );
 }
 

@@ -2,7 +2,8 @@
 
 use proxyd_tests::cluster::CLUSTER_CIDR;
 use proxyd_tests::flows::Scene;
-use proxyd_tests::flows::service::Svc;
+use proxyd_tests::flows::service::{PORT, Svc, port};
+use proxyd_tests::traffic::Protocol;
 use serde_json::json;
 
 const ARGS: &[&str] = &["--cluster-cidr", CLUSTER_CIDR];
@@ -51,13 +52,13 @@ fn a_policy_local_drops_where_this_node_has_no_endpoint() {
         ),
     ];
     let table = "
-| from → to                              | external | internal | both    | affine  |
-| -------------------------------------- | -------- | -------- | ------- | ------- |
-| pod → ClusterIP                        | all      | dropped  | dropped | all     |
-| node-1, client → ClusterIP             | all M    | dropped  | dropped | all M   |
-| pod → NodePort, LB, external           | all      | all M    | there   | all     |
-| node-1 → NodePort, LB, external        | all M    | all M    | there M | all M   |
-| client → NodePort, LB, external        | dropped  | all M    | dropped | dropped |
+| from → to                              | external | internal | both    | affine       |
+| -------------------------------------- | -------- | -------- | ------- | ------------ |
+| pod → ClusterIP                        | all      | dropped  | dropped | one of all   |
+| node-1, client → ClusterIP             | all M    | dropped  | dropped | one of all M |
+| pod → NodePort, LB, external           | all      | all M    | there   | one of all   |
+| node-1 → NodePort, LB, external        | all M    | all M    | there M | one of all M |
+| client → NodePort, LB, external        | dropped  | all M    | dropped | dropped      |
 ";
     Scene::across(ARGS, services, table).check();
 }
@@ -163,10 +164,10 @@ fn the_oldest_service_has_an_address_and_a_cluster_ip_is_never_taken_over() {
         Svc::new("victim", json!({}), "there"),
         Svc::new(
             "younger",
-            json!({ "externalIPs": ["198.51.100.99", "2001:db8:51::99"], "ports": [
-            { "name": "http", "port": 80, "nodePort": 30001 },
-            { "name": "udp", "port": 80, "protocol": "UDP", "nodePort": 30003 },
-        ] }),
+            json!({
+                "externalIPs": ["198.51.100.99", "2001:db8:51::99"],
+                "ports": [port(Protocol::Tcp, PORT, 30_001), port(Protocol::Udp, PORT, 30_003), port(Protocol::Sctp, PORT, 30_001)],
+            }),
             "there2",
         ),
     ];

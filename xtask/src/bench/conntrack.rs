@@ -2,7 +2,7 @@
 //!
 //! In a network namespace of its own the agent has Services whose endpoints change one at a time: TCP ones, for which it
 //! looks at no flow; UDP ones with an empty table; UDP ones with their flows in it, made by netlink. The first row is
-//! what the others are to be compared with.
+//! what the others are to be compared with. More memory than allowed is a failure.
 //!
 //! The kernel's limit of flows is the machine's, not the namespace's: it is raised if it has to be, and put back
 //! on every way out.
@@ -35,6 +35,9 @@ const CLUSTER: Workload = Workload {
 
 /// The time from one change to the next: so slow that all of them take longer than several walks through the table.
 const PACE: Duration = Duration::from_millis(10);
+
+/// The most that the agent may ever have resident, however many flows there are.
+const MAX_PEAK_MIB: f64 = 64.0;
 
 /// How long the agent may take for its last walk.
 const WALK_PATIENCE: Duration = Duration::from_secs(60);
@@ -106,6 +109,10 @@ fn measure(protocol: &str, flows: u32, changes: usize, binary: &Path) -> Result<
     }
     let after = memory_mib(agent.pid(), "VmRSS:")?;
     let peak = memory_mib(agent.pid(), "VmHWM:")?;
+    ensure!(
+        peak < MAX_PEAK_MIB,
+        "{flows} flows of {protocol} Services: a peak of {peak:.1} MiB, and {MAX_PEAK_MIB} are allowed"
+    );
     let (_, log) = agent.terminate();
     let mut events = event_latencies(&log);
     ensure!(!events.is_empty(), "the agent logged no change");

@@ -1,7 +1,7 @@
 //! Forgets clients in a thread of its own, so that no rule waits for it: the map of choices may be large. I/O.
 //!
 //! The kernel forgets each client when its time is over, so one that was seen may be gone when it is to be removed. The
-//! kernel then refuses the whole transaction; so these are small, and what is refused is tried one by one.
+//! kernel then refuses the whole transaction; so these are small, and what is refused is tried in halves.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -108,12 +108,21 @@ fn forget(
     let choices = connection.choices(family)?.into_iter();
     let stale = choices.filter(|choice| jobs.iter().any(|job| job.contains(choice)));
     let stale: Vec<Vec<u8>> = stale.map(|choice| choice.key).collect();
-    for chunk in stale.chunks(CHUNK) {
-        if !connection.forget(family, chunk)? {
-            for key in chunk.chunks(1) {
-                connection.forget(family, key)?;
-            }
-        }
+    stale
+        .chunks(CHUNK)
+        .try_for_each(|chunk| forget_those_left(connection, family, chunk))
+}
+
+/// Forgets clients some of whom may be gone: where the kernel refuses all of them for that, each half is tried.
+fn forget_those_left(
+    connection: &mut Connection,
+    family: Family,
+    keys: &[Vec<u8>],
+) -> Result<(), DataplaneError> {
+    if connection.forget(family, keys)? || keys.len() == 1 {
+        return Ok(());
     }
-    Ok(())
+    let (first, second) = keys.split_at(keys.len() / 2);
+    forget_those_left(connection, family, first)?;
+    forget_those_left(connection, family, second)
 }

@@ -1,5 +1,7 @@
 //! Services that change while traffic flows: type, policy, address, ports, labels, targets.
 
+mod open;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -123,15 +125,12 @@ fn a_service_changes_its_type_while_traffic_flows() {
         ),
     ];
     let steady = [0, 1].map(|family| SocketAddr::new(addresses(2, family).cluster, PORT));
-    let cluster_ip = SocketAddr::new(addresses(1, 0).cluster, PORT);
-    let mut kept = Conversation::open(
-        &stage.cast.host("pod").netns,
-        Protocol::Tcp,
-        cluster_ip,
-        PATIENCE,
-    )
-    .unwrap();
-    kept.ask().unwrap();
+    let mut kept: Vec<Kept> = [0, 1]
+        .into_iter()
+        .flat_map(|family| {
+            [Protocol::Tcp, Protocol::Udp].map(|protocol| Kept::open(&stage, protocol, family))
+        })
+        .collect();
     let done = AtomicBool::new(false);
     let count = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -156,8 +155,9 @@ fn a_service_changes_its_type_while_traffic_flows() {
                 spec["externalIPs"] = json!([]);
                 stage.write(&step(changed(spec)));
                 expect(&stage, name, at_cluster_ip, at_node, at_load_balancer);
-                kept.ask()
-                    .unwrap_or_else(|failure| panic!("{name}: the old connection: {failure}"));
+                for kept in &mut kept {
+                    kept.expect(name, at_cluster_ip);
+                }
             }
         }));
         done.store(true, Ordering::Relaxed);
@@ -174,6 +174,55 @@ fn a_service_changes_its_type_while_traffic_flows() {
 }
 
 /// The ports of a Service, with or without a node port.
+/// A conversation with a ClusterIP that stays open while the Service changes.
+struct Kept {
+    what: String,
+    protocol: Protocol,
+    conversation: Conversation,
+    /// Who answered last; `None` if nobody did.
+    server: Option<String>,
+}
+
+impl Kept {
+    fn open(stage: &Stage, protocol: Protocol, family: usize) -> Self {
+        let to = SocketAddr::new(addresses(1, family).cluster, PORT);
+        // Over UDP nobody may answer for a while.
+        let timeout = match protocol {
+            Protocol::Udp => SILENCE,
+            _ => PATIENCE,
+        };
+        let from = &stage.cast.host("pod").netns;
+        let opened = Conversation::open(from, protocol, to, timeout);
+        let mut conversation = opened.expect("the Service has endpoints");
+        let server = conversation.ask().expect("they answer").server;
+        Self {
+            what: format!("the old conversation with {to} {protocol}"),
+            protocol,
+            conversation,
+            server: Some(server),
+        }
+    }
+
+    /// A connection goes on, whatever becomes of the Service. A UDP client that sends on is not cut off either while the
+    /// ClusterIP is served; when it no longer is, nobody answers until it is again.
+    #[track_caller]
+    fn expect(&mut self, step: &str, at_cluster_ip: bool) {
+        let what = format!("{step}: {}", self.what);
+        let served = at_cluster_ip || self.protocol == Protocol::Tcp;
+        if served && self.server.is_some() {
+            let answer = self.conversation.ask();
+            let server = answer.map(|answer| answer.server);
+            assert_eq!(server.as_ref().ok(), self.server.as_ref(), "{what}");
+        } else {
+            eventually(&format!("{what} is answered: {served}"), PATIENCE, || {
+                let answer = self.conversation.ask();
+                self.server = answer.ok().map(|answer| answer.server);
+                self.server.is_some() == served
+            });
+        }
+    }
+}
+
 fn ports(node_port: Option<u16>) -> Value {
     let port = |name: &str, protocol: &str| json!({ "name": name, "protocol": protocol, "port": PORT, "nodePort": node_port });
     json!([port("http", "TCP"), port("udp", "UDP")])
@@ -250,11 +299,15 @@ fn policies_addresses_ports_and_families_follow() {
 #[test]
 fn labels_hand_a_service_over_and_back() {
     let stage = stage(changed(json!({})));
-    let cluster_ip = SocketAddr::new(addresses(1, 0).cluster, PORT);
     let wait = |what: &str, answered: bool| {
-        eventually(what, PATIENCE, || {
-            answers(&stage, "pod", Protocol::Tcp, cluster_ip) == answered
-        });
+        for family in [0, 1] {
+            let to = SocketAddr::new(addresses(1, family).cluster, PORT);
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                eventually(&format!("{what}: {to} {protocol}"), PATIENCE, || {
+                    answers(&stage, "pod", protocol, to) == answered
+                });
+            }
+        }
     };
     wait("it is ours", true);
     let mut others = changed(json!({}));
@@ -282,7 +335,6 @@ fn labels_hand_a_service_over_and_back() {
 #[test]
 fn a_slice_that_moves_to_another_service_leaves_nothing_behind() {
     let stage = stage(changed(json!({})));
-    let at = |number| SocketAddr::new(addresses(number, 0).cluster, PORT);
     let mut moved = objects(&step(changed(json!({}))), &stage.cast);
     for slice in moved
         .iter_mut()
@@ -290,54 +342,19 @@ fn a_slice_that_moves_to_another_service_leaves_nothing_behind() {
     {
         slice["metadata"]["labels"]["kubernetes.io/service-name"] = json!("steady");
     }
-    eventually("both answer", PATIENCE, || {
-        answers(&stage, "pod", Protocol::Tcp, at(1)) && answers(&stage, "pod", Protocol::Tcp, at(2))
-    });
-    stage.write_objects(&moved);
-    eventually("one has nothing left", PATIENCE, || {
-        !answers(&stage, "pod", Protocol::Tcp, at(1))
-            && answers(&stage, "pod", Protocol::Tcp, at(2))
-    });
-}
-
-#[test]
-fn a_port_may_differ_between_slices() {
-    // A rolling update to another target port: each slice has its own.
-    let stage = stage(changed(json!({})));
-    let second = proxyd_tests::traffic::EchoServer::start(
-        &stage.cast.host("there").netns,
-        "there at 9090",
-        9090,
-    );
-    let mut objects = objects(&[Svc::new("changed", json!({}), "here|there")], &stage.cast);
-    for slice in objects
-        .iter_mut()
-        .filter(|object| object["kind"] == "EndpointSlice")
-    {
-        if slice["metadata"]["name"]
-            .as_str()
-            .unwrap()
-            .starts_with("changed-1")
-        {
-            slice["ports"][0]["port"] = json!(9090);
-            slice["ports"][1]["port"] = json!(9090);
-        }
-    }
-    stage.write_objects(&objects);
-    for family in [0, 1] {
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            let to = SocketAddr::new(addresses(1, family).cluster, PORT);
-            for wanted in ["here", "there at 9090"] {
-                eventually(
-                    &format!("{wanted} answers at {to} {protocol}"),
-                    PATIENCE,
-                    || {
-                        let answer = ask(&stage.cast.host("pod").netns, protocol, to, SILENCE);
-                        answer.is_ok_and(|answer| answer.server == wanted)
-                    },
-                );
+    let wait = |what: &str, number: u8, answered: bool| {
+        for family in [0, 1] {
+            let to = SocketAddr::new(addresses(number, family).cluster, PORT);
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                eventually(&format!("{what}: {to} {protocol}"), PATIENCE, || {
+                    answers(&stage, "pod", protocol, to) == answered
+                });
             }
         }
-    }
-    drop(second);
+    };
+    wait("both answer", 1, true);
+    wait("both answer", 2, true);
+    stage.write_objects(&moved);
+    wait("one has nothing left", 1, false);
+    wait("the other answers", 2, true);
 }
