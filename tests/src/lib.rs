@@ -7,6 +7,7 @@ pub mod envtest;
 pub mod flows;
 pub mod generation;
 pub mod http;
+pub mod inject;
 pub mod live;
 pub mod load;
 pub mod model;

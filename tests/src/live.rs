@@ -1,13 +1,14 @@
 //! A cluster with an API server at node-1's loopback address, for agents that watch it.
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::agent::{Agent, nft, run_once};
 use crate::apiserver::{ApiServer, Options};
-use crate::cluster::{CLUSTER_CIDR, Cluster};
+use crate::cluster::{CLUSTER_CIDR, Cluster, Host};
 use crate::netns::Netns;
 use crate::tables::Table;
 use crate::world::PATIENCE;
@@ -27,11 +28,17 @@ pub struct Live {
 }
 
 impl Live {
-    /// Starts the server.
+    /// Starts the server, which knows the Node.
     pub fn new(cluster: Cluster, options: Options) -> Self {
         let listener = cluster.node1.enter(|| TcpListener::bind("127.0.0.1:0"));
         let listener = listener.expect("the namespace has a loopback interface");
         let server = ApiServer::serve_on(listener, options);
+        let Host { name, v4, v6, .. } = &cluster.node1.host;
+        let address = |ip: &IpAddr| json!({ "type": "InternalIP", "address": ip });
+        server.create(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": name },
+            "status": { "addresses": [address(v4), address(v6)] },
+        }));
         let directory = TempDir::new().expect("the directory for temporary files can be written");
         let path = directory.path().join("kubeconfig");
         fs::write(&path, server.kubeconfig()).expect("the directory is ours");
@@ -53,7 +60,15 @@ impl Live {
         let kubeconfig = self.kubeconfig.as_str();
         let args = ["-v4", "--hostname-override", "node-1", "--kubeconfig"];
         let [v, flag, node, config] = args;
-        [v, flag, node, config, kubeconfig, "--cluster-cidr", CLUSTER_CIDR]
+        [
+            v,
+            flag,
+            node,
+            config,
+            kubeconfig,
+            "--cluster-cidr",
+            CLUSTER_CIDR,
+        ]
     }
 
     /// Starts an agent, and waits until it is in sync.
@@ -67,7 +82,8 @@ impl Live {
     pub fn resume_server(&self) {
         let address = self.server.address();
         let listener = self.cluster.node1.enter(|| TcpListener::bind(address));
-        self.server.resume_on(listener.expect("the port is still free"));
+        self.server
+            .resume_on(listener.expect("the port is still free"));
     }
 
     /// The tables of both families as they are.

@@ -244,8 +244,15 @@ impl Web {
         put("cluster-ips", ip.to_string());
         let usable = self.usable();
         let count = usable.len();
-        let sticky = if self.is_sticky(number) { "-sticky" } else { "" };
-        for protocol in ["tcp", "udp"].into_iter().take(1 + usize::from(self.has_udp)) {
+        let sticky = if self.is_sticky(number) {
+            "-sticky"
+        } else {
+            ""
+        };
+        for protocol in ["tcp", "udp"]
+            .into_iter()
+            .take(1 + usize::from(self.has_udp))
+        {
             let mut keys = vec![(
                 format!("{ip} . {protocol} . 80"),
                 ["services", "endpoints", "no-endpoints", "affinities"],

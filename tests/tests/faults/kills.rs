@@ -87,7 +87,11 @@ fn a_hundred_kills_in_the_middle_of_churn_cost_no_connection_and_no_needless_wri
     let here = cluster.node1.pod("here").serving(8080);
     let there = cluster.node2.pod("there").serving(8080);
     let live = Live::new(cluster, Options::default());
-    for object in http("steady", "10.96.200.1", &[(&here, "node-1"), (&there, "node-2")]) {
+    for object in http(
+        "steady",
+        "10.96.200.1",
+        &[(&here, "node-1"), (&there, "node-2")],
+    ) {
         live.server.create(&object);
     }
     let mut model = Model::default();
@@ -96,9 +100,8 @@ fn a_hundred_kills_in_the_middle_of_churn_cost_no_connection_and_no_needless_wri
 
     let steady = http_at("10.96.200.1");
     let clients = [&asker.host, &live.cluster.client];
-    let mut open = clients.map(|from| {
-        Conversation::open(&from.netns, Protocol::Tcp, steady, PATIENCE).unwrap()
-    });
+    let mut open = clients
+        .map(|from| Conversation::open(&from.netns, Protocol::Tcp, steady, PATIENCE).unwrap());
     let served_by = open.each_mut().map(|open| open.ask().unwrap().server);
     let pace = Duration::from_millis(20);
     let loads = clients.map(|from| Load::start(from, &[steady], 4, pace));
@@ -127,11 +130,20 @@ fn a_hundred_kills_in_the_middle_of_churn_cost_no_connection_and_no_needless_wri
     assert!(all.added > 0 && all.removed > 0, "{all:?}");
 
     for (open, server) in open.iter_mut().zip(&served_by) {
-        assert_eq!(&open.ask().unwrap().server, server, "a connection that was there all the time");
+        assert_eq!(
+            &open.ask().unwrap().server,
+            server,
+            "a connection that was there all the time"
+        );
     }
     for (from, load) in clients.into_iter().zip(loads) {
         let seen = load.finish();
-        assert!(seen.failures.is_empty(), "{}: {:?}", from.name, seen.failures);
+        assert!(
+            seen.failures.is_empty(),
+            "{}: {:?}",
+            from.name,
+            seen.failures
+        );
         assert_eq!(syns_sent_again(from), 0, "{}", from.name);
         assert_eq!(seen.servers(steady), ["here", "there"], "{}", from.name);
         println!("{}: {} connections, none failed", from.name, seen.total());
