@@ -8,7 +8,13 @@ use anyhow::{Context, bail};
 use crate::tools::{self, command, find_program};
 
 /// The programs, and the Debian package that has each.
-const PROGRAMS: &[(&str, &str)] = &[("nft", "nftables"), ("setpriv", "util-linux")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("nft", "nftables"),
+    ("setpriv", "util-linux"),
+    // Makes system calls fail, and tells programs another time of day: for tests of faults.
+    ("strace", "strace"),
+    ("faketime", "faketime"),
+];
 
 /// Installs what is missing, by apt where it may.
 ///

@@ -35,6 +35,7 @@ const RULES: &[(&str, Rule)] = &[
     ("pure", layers::pure),
     ("layers", layers::layers),
     ("layer-table", layers::table),
+    ("wall-clock", layers::wall_clock),
     ("api-types", layers::api_types),
     ("file-length", files::length),
     ("module-docs", files::module_docs),

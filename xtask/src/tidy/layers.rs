@@ -69,6 +69,21 @@ const IMPURE: &[&str] = &[
 /// The modules that may see Kubernetes' API types.
 const API_TYPES: &[&str] = &["model::translate", "source"];
 
+/// What tells the time of day, which somebody may set: nothing may be decided by it.
+const WALL_CLOCKS: &[&str] = &[
+    "chrono",
+    "jiff::Timestamp::now",
+    "jiff::Zoned",
+    "k8s_openapi::jiff::Timestamp::now",
+    "nix::time::ClockId::CLOCK_REALTIME",
+    "nix::time::ClockId::now",
+    "std::time::SystemTime",
+    "std::time::UNIX_EPOCH",
+];
+
+/// The modules that tell others what time it is.
+const TELL_TIME: &[&str] = &["http::health", "http::metrics", "sync_loop::publish"];
+
 /// Pure modules name nothing that does I/O, in this crate or another.
 pub(super) fn pure(tree: &Tree) -> Vec<Problem> {
     each_path(tree, |module, path| {
@@ -85,6 +100,21 @@ pub(super) fn pure(tree: &Tree) -> Vec<Problem> {
     })
 }
 
+/// Nothing depends on the time of day: it is asked for only to be told to others.
+pub(super) fn wall_clock(tree: &Tree) -> Vec<Problem> {
+    each_path(tree, |module, path| {
+        if is_within_any(module, TELL_TIME) {
+            return None;
+        }
+        let named = |clock: &&&str| is_within(path, clock) || is_glob_over(path, clock);
+        let clock = WALL_CLOCKS.iter().find(named)?;
+        Some(format!(
+            "only {} may name {clock}: the time of day may be set",
+            TELL_TIME.join(", ")
+        ))
+    })
+}
+
 /// Modules import from their own layer and lower ones.
 pub(super) fn layers(tree: &Tree) -> Vec<Problem> {
     each_path(tree, |module, path| {
@@ -98,7 +128,7 @@ pub(super) fn layers(tree: &Tree) -> Vec<Problem> {
 pub(super) fn table(tree: &Tree) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut unseen: BTreeSet<_> = LAYERS.concat().into_iter().collect();
-    unseen.extend(IO.iter().chain(API_TYPES));
+    unseen.extend(IO.iter().chain(API_TYPES).chain(TELL_TIME));
     for (path, ..) in tree.rust() {
         let Some(module) = module_of(path) else {
             continue;
@@ -245,6 +275,42 @@ mod tests {
             &[],
         );
         check("agent/src/model/tests.rs", "use std::fs;", &[]);
+    }
+
+    #[test]
+    fn the_time_of_day_is_for_reports_alone() {
+        let problem = |what: &str| {
+            format!(
+                "agent/src/sync_loop.rs:1: only http::health, http::metrics, sync_loop::publish may name {what}: \
+                 the time of day may be set"
+            )
+        };
+        for (text, what) in [
+            ("use std::time::SystemTime;", "std::time::SystemTime"),
+            (
+                "use std::time; fn f() { time::SystemTime::now() }",
+                "std::time::SystemTime",
+            ),
+            ("fn f() { jiff::Timestamp::now() }", "jiff::Timestamp::now"),
+            (
+                "use jiff::Timestamp as T; fn f() { T::now() }",
+                "jiff::Timestamp::now",
+            ),
+            ("use jiff::Zoned;", "jiff::Zoned"),
+            ("use chrono::Utc;", "chrono"),
+        ] {
+            let expected = problem(what);
+            check_rule(wall_clock, "agent/src/sync_loop.rs", text, &[&expected]);
+            check_rule(wall_clock, "agent/src/http/health.rs", text, &[]);
+            check_rule(wall_clock, "agent/src/sync_loop/publish.rs", text, &[]);
+        }
+        for good in [
+            "use std::time::{Duration, Instant};",
+            "use jiff::Timestamp; fn f(text: &str) { text.parse::<Timestamp>() }",
+            "fn f() {}\n#[cfg(test)]\nmod tests {\n use std::time::SystemTime;\n}",
+        ] {
+            check_rule(wall_clock, "agent/src/sync_loop.rs", good, &[]);
+        }
     }
 
     #[test]

@@ -1,0 +1,126 @@
+//! A cluster with an API server at node-1's loopback address, for agents that watch it.
+
+use std::fs;
+use std::net::{IpAddr, TcpListener};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::agent::{Agent, nft, run_once};
+use crate::apiserver::{ApiServer, Options};
+use crate::cluster::{CLUSTER_CIDR, Cluster, Host};
+use crate::netns::Netns;
+use crate::tables::Table;
+use crate::world::PATIENCE;
+
+/// The two families as `nft` names them.
+pub const FAMILIES: [&str; 2] = ["ip", "ip6"];
+
+/// A cluster, and the API server that agents on its node-1 watch.
+#[derive(Debug)]
+pub struct Live {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// The API server.
+    pub server: ApiServer,
+    kubeconfig: String,
+    _directory: TempDir,
+}
+
+impl Live {
+    /// Starts the server, which knows the Node.
+    pub fn new(cluster: Cluster, options: Options) -> Self {
+        let listener = cluster.node1.enter(|| TcpListener::bind("127.0.0.1:0"));
+        let listener = listener.expect("the namespace has a loopback interface");
+        let server = ApiServer::serve_on(listener, options);
+        let Host { name, v4, v6, .. } = &cluster.node1.host;
+        let address = |ip: &IpAddr| json!({ "type": "InternalIP", "address": ip });
+        server.create(&json!({
+            "apiVersion": "v1", "kind": "Node", "metadata": { "name": name },
+            "status": { "addresses": [address(v4), address(v6)] },
+        }));
+        let directory = TempDir::new().expect("the directory for temporary files can be written");
+        let path = directory.path().join("kubeconfig");
+        fs::write(&path, server.kubeconfig()).expect("the directory is ours");
+        Self {
+            cluster,
+            server,
+            kubeconfig: path.to_str().expect("the path is UTF-8").to_owned(),
+            _directory: directory,
+        }
+    }
+
+    /// The namespace of the node that agents run on.
+    pub fn node(&self) -> &Netns {
+        &self.cluster.node1.host.netns
+    }
+
+    /// The flags of an agent here.
+    pub fn args(&self) -> [&str; 7] {
+        let kubeconfig = self.kubeconfig.as_str();
+        let args = ["-v4", "--hostname-override", "node-1", "--kubeconfig"];
+        let [v, flag, node, config] = args;
+        [
+            v,
+            flag,
+            node,
+            config,
+            kubeconfig,
+            "--cluster-cidr",
+            CLUSTER_CIDR,
+        ]
+    }
+
+    /// Starts an agent, and waits until it is in sync.
+    pub fn start_in_sync(&self) -> Agent {
+        let agent = Agent::start(self.node(), &self.args());
+        agent.wait_for_log("in sync", 3 * PATIENCE);
+        agent
+    }
+
+    /// The server listens again after [`ApiServer::stop`].
+    pub fn resume_server(&self) {
+        let address = self.server.address();
+        let listener = self.cluster.node1.enter(|| TcpListener::bind(address));
+        self.server
+            .resume_on(listener.expect("the port is still free"));
+    }
+
+    /// The tables of both families as they are.
+    pub fn tables(&self) -> [Table; 2] {
+        FAMILIES.map(|family| Table::of(self.node(), family))
+    }
+
+    /// The tables as they would be if nothing had ever gone wrong: what a dry run prints, loaded elsewhere.
+    ///
+    /// # Panics
+    /// If the dry run fails, or nft does not load it.
+    pub fn planned_tables(&self) -> [Table; 2] {
+        let dry_run = run_once(self.node(), &[&self.args()[..], &["--dry-run"]].concat());
+        assert!(dry_run.status.success(), "{dry_run:?}");
+        let text = String::from_utf8(dry_run.stdout).expect("the rules are UTF-8");
+        let elsewhere = Netns::new().expect("root may make namespaces");
+        nft(&elsewhere, &["-f", "-"], &text);
+        FAMILIES.map(|family| Table::of(&elsewhere, family))
+    }
+
+    /// Compares what is there with what a dry run comes to: the elements but for endpoints' places and remembered
+    /// clients, and the rules of every chain that is needed. (Chains that were needed once stay.)
+    ///
+    /// # Panics
+    /// If they are not the same.
+    #[track_caller]
+    pub fn expect_planned_tables(&self) {
+        for (is, planned) in self.tables().iter().zip(&self.planned_tables()) {
+            let [mut there, mut wanted] = [is, planned].map(Table::without_places);
+            for elements in [&mut there, &mut wanted] {
+                elements.remove("affinity");
+            }
+            assert_eq!(there, wanted);
+            for (name, rules) in &planned.chains {
+                assert_eq!(is.chains.get(name), Some(rules), "chain {name}");
+            }
+            assert_eq!(is.skeleton(), planned.skeleton());
+        }
+    }
+}
