@@ -26,7 +26,7 @@ use crate::http::listen::ListenError;
 use crate::machine::Machine;
 use crate::model::Family;
 use crate::plan::NodePortAddresses;
-use crate::source::kube::{self, KubeError};
+use crate::source::kube::{self, KubeError, Patience};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
 use crate::sync_loop::{Ended, Message, SyncLoop};
 
@@ -136,7 +136,7 @@ fn start_sources(
     let (objects, client) = match &config.source {
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let client = runtime.block_on(kube::client(kubeconfig.as_deref(), master.as_ref()))?;
-            let watch = kube::watch(client.clone(), node_name, send);
+            let watch = kube::watch(client.clone(), node_name, Patience::default(), send);
             (runtime.spawn(watch), Some(client))
         }
         SourceConfig::Manifests(paths) => {

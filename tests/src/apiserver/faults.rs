@@ -72,6 +72,11 @@ impl Refusal {
 pub(super) struct Faults {
     refusals: Vec<Refusal>,
     expired_watches: usize,
+    /// How lists break off, and how many more do.
+    cut_lists: Option<(Cut, usize)>,
+    garbled_events: usize,
+    /// How long a watch lasts at most.
+    pub(super) watch_life: Option<Duration>,
     /// How long every response waits.
     pub(super) delay: Duration,
 }
@@ -102,6 +107,20 @@ impl Faults {
         self.expired_watches = self.expired_watches.saturating_sub(1);
         expires
     }
+
+    /// Whether, and how, this list is to break off half-way.
+    pub(super) fn cut_list(&mut self) -> Option<Cut> {
+        let (cut, times) = self.cut_lists.as_mut().filter(|(_, times)| *times > 0)?;
+        *times -= 1;
+        Some(*cut)
+    }
+
+    /// Whether this event of a watch is to be told by halves.
+    pub(super) fn garble_event(&mut self) -> bool {
+        let garbles = self.garbled_events > 0;
+        self.garbled_events = self.garbled_events.saturating_sub(1);
+        garbles
+    }
 }
 
 impl ApiServer {
@@ -116,6 +135,22 @@ impl ApiServer {
     /// version is too old. `Refusal::with(410)` answers with the HTTP status instead.
     pub fn expire_next_watches(&self, times: usize) {
         self.shared.faults().expired_watches = times;
+    }
+
+    /// Breaks the next lists off after half of their objects, streaming lists too: [`Cut::Clean`] ends them as if that
+    /// was all, [`Cut::Broken`] breaks the connection, [`Cut::HalfLine`] breaks it in the middle of an object.
+    pub fn cut_next_lists(&self, cut: Cut, times: usize) {
+        self.shared.faults().cut_lists = Some((cut, times));
+    }
+
+    /// Writes only half of the lines of the next events, and goes on with the next line.
+    pub fn garble_next_events(&self, times: usize) {
+        self.shared.faults().garbled_events = times;
+    }
+
+    /// Ends every watch to come after this time, in order, whatever it asked for.
+    pub fn limit_watches(&self, life: Duration) {
+        self.shared.faults().watch_life = Some(life);
     }
 
     /// Delays every response, by zero for not at all.
@@ -144,7 +179,7 @@ impl ApiServer {
         self.shared.store().renumber();
     }
 
-    /// Puts right what can be put right: no refusals, no delay, no hung watches.
+    /// Puts right what can be put right: all is answered, at once and as a whole.
     pub fn clear_faults(&self) {
         *self.shared.faults() = Faults::default();
         self.shared.hung.send_replace(false);

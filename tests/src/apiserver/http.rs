@@ -1,6 +1,6 @@
 //! Requests in, responses out: routes a request to the store, and writes what comes back as kube-apiserver would.
 
-use std::convert::Infallible;
+use std::future::ready;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -9,13 +9,13 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::Response;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 
 use super::object::Object;
 use super::query::{Features, Query, Read, WatchRequest, is_watch};
 use super::resource::{Key, Resource, Route, Verb};
 use super::status::{Status, deleted};
-use super::store::Page;
+use super::store::{Cut, Page};
 use super::{LoggedRequest, Shared, discovery, watch, write};
 
 /// The limit of kube-apiserver for a body.
@@ -85,7 +85,11 @@ async fn answer(
                 service_fields: shared.options.service_field_selectors,
             };
             match Read::parse(resource, namespace, &query, features)? {
-                Read::List(request) => Ok(list(resource, shared.store().list(resource, &request)?)),
+                Read::List(request) => {
+                    let cut = shared.faults().cut_list();
+                    let page = shared.store().list(resource, &request)?;
+                    Ok(list(resource, page, cut))
+                }
                 Read::Watch(request) => start_watch(shared, resource, request),
             }
         }
@@ -122,8 +126,11 @@ async fn answer(
 fn start_watch(
     shared: &Arc<Shared>,
     resource: Resource,
-    request: WatchRequest,
+    mut request: WatchRequest,
 ) -> Result<Response, Status> {
+    if let Some(life) = shared.faults().watch_life {
+        request.timeout = Some(request.timeout.unwrap_or(life).min(life));
+    }
     if shared.faults().expire_watch() {
         let line = watch::error_line(&Status::refused(410, None));
         return Ok(respond(200, "application/json", line));
@@ -145,7 +152,7 @@ fn start_watch(
 }
 
 /// The list, sent in chunks as it is put together, so that a large one is never in memory twice.
-fn list(resource: Resource, page: Page) -> Response {
+fn list(resource: Resource, page: Page, cut: Option<Cut>) -> Response {
     let mut metadata = serde_json::json!({ "resourceVersion": page.version.to_string() });
     if let Some(next) = page.next {
         metadata["continue"] = next.to_text().into();
@@ -158,7 +165,11 @@ fn list(resource: Resource, page: Page) -> Response {
         resource.kind(),
         resource.api_version()
     );
-    let mut objects = page.objects.into_iter();
+    let mut objects = page.objects;
+    if cut.is_some() {
+        objects.truncate(objects.len() / 2);
+    }
+    let mut objects = objects.into_iter();
     let mut chunk = head.into_bytes();
     let mut first = true;
     let chunks = std::iter::from_fn(move || {
@@ -168,8 +179,12 @@ fn list(resource: Resource, page: Page) -> Response {
                 if chunk.is_empty() {
                     return None;
                 }
-                chunk.extend_from_slice(b"]}\n");
-                return Some(Ok::<_, Infallible>(Bytes::from(std::mem::take(&mut chunk))));
+                match cut {
+                    None => chunk.extend_from_slice(b"]}\n"),
+                    Some(Cut::HalfLine) => chunk.truncate(chunk.len() - 1),
+                    Some(Cut::Clean | Cut::Broken) => {}
+                }
+                return Some(Ok(Bytes::from(std::mem::take(&mut chunk))));
             };
             if !std::mem::take(&mut first) {
                 chunk.push(b',');
@@ -182,7 +197,10 @@ fn list(resource: Resource, page: Page) -> Response {
             }
         }
     });
-    json(200, Body::from_stream(stream::iter(chunks)))
+    let chunks = stream::iter(chunks);
+    let breaks = cut.is_some_and(|cut| cut != Cut::Clean);
+    let end = stream::once(watch::break_off()).filter(move |_| ready(breaks));
+    json(200, Body::from_stream(chunks.chain(end)))
 }
 
 /// Services answer with what was deleted, other kinds with a Status (`ReturnDeletedObject` of their registries).

@@ -145,6 +145,11 @@ impl ApiServer {
         *self.serving() = Some(Serving::start(listener, self.shared.clone()));
     }
 
+    /// The server without its socket, for a test that brings its own transport, or its own clock.
+    pub fn router(&self) -> axum::Router {
+        serving::router(self.shared.clone())
+    }
+
     /// Where the server listens.
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -33,7 +33,7 @@ impl Serving {
                 // A connection that is closed already tells so when it is used.
                 let _ = connection.set_nodelay(true);
             });
-            let router = Router::new().fallback(handle).with_state(shared);
+            let router = router(shared);
             tokio::select! {
                 served = axum::serve(listener, router) => served.expect("serving has no end"),
                 _ = stopped => {}
@@ -56,6 +56,11 @@ impl Serving {
             thread: Some(thread.expect("the kernel has a thread left")),
         }
     }
+}
+
+/// Answers requests.
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    Router::new().fallback(handle).with_state(shared)
 }
 
 impl Drop for Serving {

@@ -40,7 +40,9 @@ pub(super) fn stream(
         hung: shared.hung.subscribe(),
         shared,
         closing: None,
-    };
+        cut_list: None,
+    }
+    .cut_half_way();
     futures::stream::unfold(watch, async |mut watch| {
         watch.next().await.map(|item| (item, watch))
     })
@@ -68,9 +70,24 @@ struct Watch {
     signals: mpsc::UnboundedReceiver<Signal>,
     hung: watch::Receiver<bool>,
     closing: Option<Cut>,
+    /// How the watch ends after its initial events.
+    cut_list: Option<Cut>,
 }
 
 impl Watch {
+    /// Leaves out half of the initial events of a streaming list, if a test asked for it.
+    fn cut_half_way(mut self) -> Self {
+        if self.ends_initial {
+            self.cut_list = self.shared.faults().cut_list();
+        }
+        if self.cut_list.is_some() {
+            let half = self.initial.len().div_ceil(2);
+            self.initial.by_ref().take(half).for_each(drop);
+            self.ends_initial = false;
+        }
+        self
+    }
+
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             self.hung.wait_for(|hung| !hung).await.ok()?;
@@ -79,7 +96,10 @@ impl Watch {
             }
             match self.closing {
                 Some(Cut::Clean) => return None,
-                Some(Cut::Broken) => return Some(Err(self.break_off().await)),
+                Some(Cut::Broken) => {
+                    self.closing = Some(Cut::Clean);
+                    return Some(break_off().await);
+                }
                 Some(Cut::HalfLine) => {
                     self.closing = Some(Cut::Broken);
                     let whole = bookmark(self.resource, self.told, false);
@@ -98,11 +118,15 @@ impl Watch {
                 }
                 () = wait_until(self.deadline) => {
                     self.closing = Some(Cut::Clean);
-                    if self.bookmarks.is_some() {
-                        return Some(Ok(self.bookmark()));
+                    if self.bookmarks.is_some() && let Some(line) = self.bookmark() {
+                        return Some(Ok(line));
                     }
                 }
-                () = tick(&mut self.bookmarks) => return Some(Ok(self.bookmark())),
+                () = tick(&mut self.bookmarks) => {
+                    if let Some(line) = self.bookmark() {
+                        return Some(Ok(line));
+                    }
+                }
             }
         }
     }
@@ -116,6 +140,9 @@ impl Watch {
                 self.filter
                     .matches(&object)
                     .then(|| object.line(Change::Added))
+            } else if self.cut_list.is_some() {
+                self.closing = self.cut_list.take();
+                None
             } else if std::mem::take(&mut self.ends_initial) {
                 Some(bookmark(self.resource, self.after, true))
             } else if let Ok(signal) = self.signals.try_recv() {
@@ -140,9 +167,13 @@ impl Watch {
             Signal::Event(event) => {
                 self.told = event.version;
                 // A client may have asked for changes after a version the server has not reached yet.
-                (event.version > self.after)
+                let line = (event.version > self.after)
                     .then(|| event.line_for(&self.filter))
-                    .flatten()
+                    .flatten()?;
+                if self.shared.faults().garble_event() {
+                    return Some([&line[..line.len() / 2], b"\n"].concat().into());
+                }
+                Some(line)
             }
             Signal::Cut(cut) => {
                 self.closing = Some(cut);
@@ -151,8 +182,9 @@ impl Watch {
         }
     }
 
-    /// A bookmark of the newest version of which every write has been told.
-    fn bookmark(&self) -> Bytes {
+    /// A bookmark of the newest version of which every write has been told. None is older than what the client asked
+    /// for: a server whose versions began anew has nothing to say (cacheWatcher.process in apiserver's storage/cacher).
+    fn bookmark(&self) -> Option<Bytes> {
         let store = self.shared.store();
         // Writes are signalled under this lock, so none can be on its way when the channel is empty.
         let version = if self.signals.is_empty() {
@@ -160,15 +192,18 @@ impl Watch {
         } else {
             self.told
         };
-        bookmark(self.resource, version, false)
+        (version >= self.after).then(|| bookmark(self.resource, version, false))
     }
+}
 
-    async fn break_off(&mut self) -> io::Error {
-        self.closing = Some(Cut::Clean);
-        // hyper sends what it has when a body is not ready, and drops it when a body fails.
-        tokio::task::yield_now().await;
-        io::Error::new(io::ErrorKind::ConnectionAborted, "cut by the test")
-    }
+/// The end of a body whose connection breaks.
+pub(super) async fn break_off() -> io::Result<Bytes> {
+    // hyper sends what it has when a body is not ready, and drops it when a body fails.
+    tokio::task::yield_now().await;
+    Err(io::Error::new(
+        io::ErrorKind::ConnectionAborted,
+        "cut by the test",
+    ))
 }
 
 async fn wait_until(deadline: Option<Instant>) {

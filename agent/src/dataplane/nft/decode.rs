@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NlasIterator, Parseable as _};
@@ -285,6 +286,8 @@ pub(super) struct Choice {
     pub(super) port: Port,
     /// Whom it was sent to.
     pub(super) backend: Backend,
+    /// How long it is still remembered, if nobody renews it.
+    pub(super) left: Duration,
 }
 
 /// The choices in one message of a dump. What cannot be understood is left out.
@@ -309,6 +312,10 @@ fn choice(attributes: &[SetElementAttribute], family: Family) -> Option<Choice> 
         SetElementAttribute::Data(DataAttribute::Value(bytes)) => Some(bytes),
         _ => None,
     })?;
+    let left = attributes.iter().find_map(|attribute| match attribute {
+        SetElementAttribute::Expiration(milliseconds) => Some(Duration::from_millis(*milliseconds)),
+        _ => None,
+    });
     let mut key = Reader { bytes, family };
     let mut data = Reader {
         bytes: data,
@@ -324,6 +331,8 @@ fn choice(attributes: &[SetElementAttribute], family: Family) -> Option<Choice> 
             ip: data.ip()?,
             port: data.port()?,
         },
+        // One without a time is remembered for ever.
+        left: left.unwrap_or(Duration::MAX),
     })
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::warn;
 
@@ -17,8 +17,12 @@ use crate::model::Family;
 /// How many clients are forgotten in one transaction.
 const CHUNK: usize = 256;
 
-/// How long to wait after a failure.
-const RETRY: Duration = Duration::from_secs(1);
+/// How long to wait before a job is done again: after a failure, and once after it was done, since a packet may have been
+/// under way to the old endpoint, which is remembered when it leaves.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Whom the kernel forgets sooner than this is left to it: one that is gone when it is to be removed costs a transaction.
+const SOON: Duration = Duration::from_secs(1);
 
 /// The thread, as seen from those that send it jobs. It ends when this is dropped.
 #[derive(Debug)]
@@ -31,6 +35,10 @@ pub(super) struct Forgetter {
 struct Job {
     family: Family,
     forgotten: Forgotten,
+    /// When it is done next.
+    due: Instant,
+    /// Whether it was done once.
+    is_second: bool,
 }
 
 impl Forgetter {
@@ -57,8 +65,14 @@ impl Forgetter {
     /// Has choices forgotten. Returns at once.
     pub(super) fn send(&self, family: Family, forgotten: Forgotten) {
         if !forgotten.is_empty() {
+            let job = Job {
+                family,
+                forgotten,
+                due: Instant::now(),
+                is_second: false,
+            };
             // The thread ends before we do only by a panic, which was printed.
-            let _ = self.jobs.send(Job { family, forgotten });
+            let _ = self.jobs.send(job);
         }
     }
 }
@@ -68,10 +82,9 @@ fn work(connection: &mut Connection, mailbox: &Receiver<Job>) {
     let mut todo: Vec<Job> = Vec::new();
     let mut is_failing = false;
     loop {
-        let next = if todo.is_empty() {
-            mailbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
-        } else {
-            mailbox.recv_timeout(RETRY)
+        let next = match todo.iter().map(|job| job.due).min() {
+            None => mailbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due) => mailbox.recv_timeout(due.saturating_duration_since(Instant::now())),
         };
         match next {
             Ok(job) => todo.push(job),
@@ -79,20 +92,28 @@ fn work(connection: &mut Connection, mailbox: &Receiver<Job>) {
             Err(RecvTimeoutError::Disconnected) => return,
         }
         todo.extend(mailbox.try_iter());
+        let now = Instant::now();
+        let (mut due, later): (Vec<Job>, _) = todo.into_iter().partition(|job| job.due <= now);
+        todo = later;
         let result = Family::ALL.map(|family| {
-            let of_family = todo.iter().filter(|job| job.family == family);
+            let of_family = due.iter().filter(|job| job.family == family);
             let jobs: Vec<&Forgotten> = of_family.map(|job| &job.forgotten).collect();
             forget(connection, family, &jobs)
         });
         match result.into_iter().collect::<Result<Vec<()>, _>>() {
-            Ok(_) => todo.clear(),
+            Ok(_) => {
+                is_failing = false;
+                due.retain_mut(|job| !std::mem::replace(&mut job.is_second, true));
+            }
             // Said once until it works again.
             Err(error) if !std::mem::replace(&mut is_failing, true) => {
                 warn!("clients may keep endpoints that are gone: {error}; trying again");
             }
             Err(_) => {}
         }
-        is_failing &= !todo.is_empty();
+        due.iter_mut()
+            .for_each(|job| job.due = Instant::now() + AGAIN);
+        todo.extend(due);
     }
 }
 
@@ -107,9 +128,9 @@ fn forget(
     }
     let choices = connection.choices(family)?.into_iter();
     let stale = choices.filter(|choice| jobs.iter().any(|job| job.contains(choice)));
-    let stale: Vec<Vec<u8>> = stale.map(|choice| choice.key).collect();
-    stale
-        .chunks(CHUNK)
+    let stay = stale.filter(|choice| choice.left > SOON);
+    let keys: Vec<Vec<u8>> = stay.map(|choice| choice.key).collect();
+    keys.chunks(CHUNK)
         .try_for_each(|chunk| forget_those_left(connection, family, chunk))
 }
 

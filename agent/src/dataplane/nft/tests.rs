@@ -115,6 +115,7 @@ fn sticky() -> (Held, Frontend, impl Fn(&str, &str) -> decode::Choice) {
         protocol: Protocol::Tcp,
         port: port(80),
         backend: backend(to),
+        left: std::time::Duration::from_secs(60),
     };
     (held, frontend, choice)
 }

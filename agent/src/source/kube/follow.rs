@@ -1,0 +1,411 @@
+//! Follows one kind of object: lists it, watches it, and goes on after whatever happens, for as long as events are taken.
+//!
+//! A list is handed on when it is complete, and only then: what breaks off half-way never says that something is gone.
+
+use std::fmt::Debug;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use kube::api::{ListParams, WatchParams};
+use kube::core::{ObjectList, Request, WatchEvent};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::exchange::Lines;
+use super::pace::Pace;
+use super::trouble::{Sort, Trouble};
+use super::{NOT_HEADLESS, Patience, is_without};
+use crate::event::Event;
+use crate::model::{ObjectName, Parsed, translate};
+
+/// How many objects a page of a list has, where the server has no streaming lists. As in client-go.
+const PAGE_OBJECTS: u32 = 500;
+
+/// How long the server may keep a watch open; the next goes on where it ended.
+const WATCH_SECONDS: u32 = 290;
+
+/// The annotation of the bookmark that ends a streaming list.
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+/// How long to wait before looking again whether the server has a kind that proxyd can do without.
+const WITHOUT_PAUSE: Duration = Duration::from_secs(300);
+
+/// How the objects of one kind become events.
+pub(super) struct Kind<T, F> {
+    /// The plural name.
+    pub(super) what: &'static str,
+    /// From the API's type to the model's.
+    pub(super) translate: F,
+    /// All objects of the kind.
+    pub(super) listed: fn(Vec<Parsed<T>>) -> Event,
+    /// One is new or changed.
+    pub(super) applied: fn(Parsed<T>) -> Event,
+    /// One is gone.
+    pub(super) deleted: fn(ObjectName) -> Event,
+}
+
+/// What is asked of the server.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Asked {
+    /// A selector of labels.
+    pub(super) labels: Option<String>,
+    /// A selector of fields.
+    pub(super) fields: Option<String>,
+    /// Lists in pages, for a server without streaming lists.
+    pub(super) pages: bool,
+}
+
+/// Follows one kind until events are no longer taken.
+pub(super) async fn follow<K, T, F>(
+    client: &Client,
+    asked: Asked,
+    patience: Patience,
+    send: impl Fn(Event) -> bool,
+    kind: Kind<T, F>,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    F: Fn(&K) -> Parsed<T>,
+{
+    let mut follower = Follower {
+        client,
+        requests: Request::new(K::url_path(&(), None)),
+        asked,
+        patience,
+        send,
+        kind,
+        version: None,
+        heard: Instant::now(),
+        is_known: false,
+        is_without: false,
+        pace: Pace::new(),
+        lists_at_once: false,
+        told: Vec::new(),
+        is_failing: false,
+        api_type: PhantomData,
+    };
+    loop {
+        let mut session = Session::default();
+        let ended = follower.session(&mut session).await;
+        match ended {
+            Ended::NotTaken => return,
+            Ended::With(trouble) => {
+                if let Some(pause) = follower.after(&trouble, &session) {
+                    sleep(pause).await;
+                }
+            }
+        }
+    }
+}
+
+/// One kind of object, and how far it is known.
+struct Follower<'a, K, T, F, S> {
+    client: &'a Client,
+    requests: Request,
+    asked: Asked,
+    patience: Patience,
+    send: S,
+    kind: Kind<T, F>,
+    /// The version of all that is known; without one everything is listed.
+    version: Option<String>,
+    /// When the server last said something of the kind.
+    heard: Instant,
+    /// All objects were listed once.
+    is_known: bool,
+    /// The server does not have the kind, and that was said.
+    is_without: bool,
+    pace: Pace,
+    /// A list was made without a pause since a watch last worked.
+    lists_at_once: bool,
+    /// What was said of this outage. The same is not said again.
+    told: Vec<Sort>,
+    /// That it fails was said, and not yet that it works again.
+    is_failing: bool,
+    api_type: PhantomData<fn(&K)>,
+}
+
+/// What became of one watch.
+#[derive(Debug, Default)]
+struct Session {
+    /// The server said something of the kind.
+    has_heard: bool,
+    /// It worked for long enough to be called working.
+    is_settled: bool,
+}
+
+/// How a watch ends.
+enum Ended {
+    /// Nobody takes events any more.
+    NotTaken,
+    /// Something went wrong, or the server closed it.
+    With(Trouble),
+}
+
+impl From<Trouble> for Ended {
+    fn from(trouble: Trouble) -> Self {
+        Self::With(trouble)
+    }
+}
+
+impl<K, T, F, S> Follower<'_, K, T, F, S>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    F: Fn(&K) -> Parsed<T>,
+    S: Fn(Event) -> bool,
+{
+    /// Lists if nothing is known, and watches.
+    async fn session(&mut self, session: &mut Session) -> Ended {
+        match self.try_session(session).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn try_session(
+        &mut self,
+        session: &mut Session,
+    ) -> Result<std::convert::Infallible, Ended> {
+        if self.version.is_none() && self.asked.pages {
+            let (listed, version) = self.list_pages().await?;
+            self.complete(listed, version, session)?;
+        }
+        let mut lines = self.begin_watch().await?;
+        if self.version.is_none() {
+            let (listed, version) = self.read_initial_events(&mut lines).await?;
+            self.complete(listed, version, session)?;
+        }
+        let settles = Instant::now() + self.patience.settled;
+        loop {
+            let next = if session.is_settled {
+                lines.next().await
+            } else if let Ok(next) = timeout_at(settles, lines.next()).await {
+                next
+            } else {
+                session.is_settled = true;
+                self.settle(session);
+                continue;
+            };
+            let line = next?.ok_or(Trouble::Closed)?;
+            let event = serde_json::from_slice(line).map_err(Trouble::unreadable)?;
+            self.take(event)?;
+            session.has_heard = true;
+            self.works();
+            if session.is_settled {
+                self.settle(session);
+            }
+        }
+    }
+
+    /// Begins to watch where the last watch ended; else with a list of everything.
+    async fn begin_watch(&self) -> Result<Lines, Trouble> {
+        let params = WatchParams {
+            label_selector: self.asked.labels.clone(),
+            field_selector: self.asked.fields.clone(),
+            timeout: Some(WATCH_SECONDS),
+            bookmarks: true,
+            send_initial_events: self.version.is_none(),
+        };
+        // Version 0 is whatever the server has at hand.
+        let version = self.version.as_deref().unwrap_or("0");
+        let request = self.requests.watch(&params, version);
+        let request = request.expect("parameters that are constant but for selectors");
+        Lines::of(self.client, request, self.patience.silence).await
+    }
+
+    /// The objects at the beginning of a streaming list, and their version.
+    async fn read_initial_events(
+        &self,
+        lines: &mut Lines,
+    ) -> Result<(Vec<Parsed<T>>, String), Trouble> {
+        let mut listed: Vec<Parsed<T>> = Vec::new();
+        loop {
+            let line = lines.next().await?.ok_or(Trouble::Closed)?;
+            match serde_json::from_slice(line).map_err(Trouble::unreadable)? {
+                WatchEvent::Added(object) => listed.push((self.kind.translate)(&object)),
+                // A change that came while the list was sent.
+                WatchEvent::Modified(object) => {
+                    let parsed = (self.kind.translate)(&object);
+                    listed.retain(|other| other.name != parsed.name);
+                    listed.push(parsed);
+                }
+                WatchEvent::Deleted(object) => {
+                    let name = translate::name_of(object.meta());
+                    listed.retain(|other| other.name != name);
+                }
+                WatchEvent::Bookmark(bookmark) => {
+                    let bookmark = bookmark.metadata;
+                    if bookmark.annotations.contains_key(INITIAL_EVENTS_END) {
+                        return Ok((listed, bookmark.resource_version));
+                    }
+                }
+                WatchEvent::Error(status) => return Err(Trouble::ClosedWith(status)),
+            }
+        }
+    }
+
+    /// All pages of a list, and their version.
+    async fn list_pages(&self) -> Result<(Vec<Parsed<T>>, String), Trouble> {
+        let mut listed = Vec::new();
+        let mut params = ListParams {
+            label_selector: self.asked.labels.clone(),
+            field_selector: self.asked.fields.clone(),
+            limit: Some(PAGE_OBJECTS),
+            ..ListParams::default()
+        };
+        loop {
+            let request = self.requests.list(&params);
+            let request = request.expect("parameters that are constant but for selectors");
+            let lines = Lines::of(self.client, request, self.patience.silence).await?;
+            let page: ObjectList<K> =
+                serde_json::from_slice(&lines.whole().await?).map_err(Trouble::unreadable)?;
+            listed.extend(page.items.iter().map(&self.kind.translate));
+            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            if params.continue_token.is_none() {
+                let version = page.metadata.resource_version.unwrap_or_default();
+                return Ok((listed, version));
+            }
+        }
+    }
+
+    /// Hands a complete list on.
+    fn complete(
+        &mut self,
+        listed: Vec<Parsed<T>>,
+        version: String,
+        session: &mut Session,
+    ) -> Result<(), Ended> {
+        self.advance(version)?;
+        session.has_heard = true;
+        self.is_known = true;
+        self.is_without = false;
+        self.works();
+        self.give((self.kind.listed)(listed))
+    }
+
+    /// Takes an event of a watch.
+    fn take(&mut self, event: WatchEvent<K>) -> Result<(), Ended> {
+        let of = |object: &K| object.meta().resource_version.clone().unwrap_or_default();
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                self.advance(of(&object))?;
+                self.give((self.kind.applied)((self.kind.translate)(&object)))
+            }
+            WatchEvent::Deleted(object) => {
+                self.advance(of(&object))?;
+                self.give((self.kind.deleted)(translate::name_of(object.meta())))
+            }
+            WatchEvent::Bookmark(bookmark) => Ok(self.advance(bookmark.metadata.resource_version)?),
+            WatchEvent::Error(status) => Err(Trouble::ClosedWith(status).into()),
+        }
+    }
+
+    /// Notes the version of what the server said. Versions are numbers and grow: kube-apiserver has never made others,
+    /// and since Kubernetes 1.35 clients may rely on it (KEP-5504).
+    fn advance(&mut self, version: String) -> Result<(), Trouble> {
+        if version.is_empty() {
+            return Err(Trouble::unreadable("an object without a resourceVersion"));
+        }
+        let number = |text: &str| text.parse::<u128>().ok();
+        let before = self.version.as_deref().and_then(number);
+        if number(&version).is_some_and(|now| before.is_some_and(|before| now < before)) {
+            return Err(Trouble::WentBack);
+        }
+        self.version = Some(version);
+        self.heard = Instant::now();
+        Ok(())
+    }
+
+    fn give(&self, event: Event) -> Result<(), Ended> {
+        match (self.send)(event) {
+            true => Ok(()),
+            false => Err(Ended::NotTaken),
+        }
+    }
+
+    /// Decides what comes next: whether to list everything, and how long to wait before.
+    fn after(&mut self, trouble: &Trouble, session: &Session) -> Option<Duration> {
+        let what = self.kind.what;
+        if let Some(less) = self.asked.less_after(trouble) {
+            info!("{what}: the API server is an older one; asking it for less");
+            self.asked = less;
+            return None;
+        }
+        if !self.is_known
+            && let Trouble::Refused(status, _) = trouble
+            && is_without(what, status)
+        {
+            if !std::mem::replace(&mut self.is_without, true) {
+                info!(
+                    "the API server shows no {what} ({}); addresses of theirs that no Service has are not dropped",
+                    status.message
+                );
+                // If nobody takes it, the next that is sent says so.
+                (self.send)((self.kind.listed)(Vec::new()));
+            }
+            return Some(WITHOUT_PAUSE);
+        }
+        // A server whose versions began anew is silent to those who watch from a version that it has yet to reach. It is
+        // noticed when a watch says nothing from its beginning on, or many short ones in a row do not.
+        let is_deaf = !session.has_heard
+            && (matches!(trouble, Trouble::Silent(_))
+                || self.heard.elapsed() >= 4 * self.patience.silence);
+        let resumed = self.version.is_some();
+        if is_deaf || !trouble.can_resume() {
+            self.version = None;
+        }
+        // A server that is back after a while says that it has no history. Its list comes at once, but once.
+        if resumed && trouble.is_gone() && !std::mem::replace(&mut self.lists_at_once, true) {
+            debug!("listing {what} anew: {}", trouble.explain(what));
+            return None;
+        }
+        if session.is_settled && trouble.is_ordinary() && !is_deaf {
+            debug!("watching {what} anew: {}", trouble.explain(what));
+            return None;
+        }
+        let sort = trouble.sort();
+        if !self.told.contains(&sort) {
+            self.told.push(sort);
+            self.is_failing = true;
+            warn!("watching {what}: {}; trying again", trouble.explain(what));
+        }
+        Some(self.pace.pause(trouble.retry_after()))
+    }
+
+    /// The server says what it should.
+    fn works(&mut self) {
+        if std::mem::take(&mut self.is_failing) {
+            info!("watching {} again", self.kind.what);
+        }
+    }
+
+    /// A watch has held for so long that the next trouble is another one. If the last one was silence, it has to say
+    /// something first.
+    fn settle(&mut self, session: &Session) {
+        if session.has_heard || !self.told.contains(&Sort::Silence) {
+            self.works();
+            self.told.clear();
+            self.pace = Pace::new();
+            self.lists_at_once = false;
+        }
+    }
+}
+
+impl Asked {
+    /// What to ask an older server for, if that is why it refused: 422 Invalid comes from one without streaming
+    /// lists, 400 Bad Request from one that cannot select Services by ClusterIP.
+    fn less_after(&self, trouble: &Trouble) -> Option<Self> {
+        let Trouble::Refused(status, _) = trouble else {
+            return None;
+        };
+        let mut less = self.clone();
+        if status.code == 422 && !self.pages {
+            less.pages = true;
+        } else if status.code == 400 && self.fields.as_deref() == Some(NOT_HEADLESS) {
+            less.fields = None;
+        } else {
+            return None;
+        }
+        Some(less)
+    }
+}
