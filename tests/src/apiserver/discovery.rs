@@ -75,6 +75,7 @@ fn resource_list(group: &str) -> Option<Value> {
                 Resource::Services => entry["shortNames"] = json!(["svc"]),
                 Resource::Nodes => entry["shortNames"] = json!(["no"]),
                 Resource::Events => entry["shortNames"] = json!(["ev"]),
+                Resource::Namespaces => entry["shortNames"] = json!(["ns"]),
                 Resource::EndpointSlices | Resource::ServiceCidrs => {}
             }
             entry

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Query as Parameters, Request, State};
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use futures::{StreamExt as _, stream};
 
@@ -73,6 +73,9 @@ async fn answer(
     let body = to_bytes(body, MAX_BODY_BYTES).await;
     let body =
         body.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?;
+    if route.resource().is_some() && !accepts_json(&parts.headers) {
+        return Err(Status::not_acceptable());
+    }
     match (parts.method.as_str(), route) {
         ("GET", Route::Health) => Ok(respond(200, "text/plain; charset=utf-8", "ok")),
         ("GET", Route::Document(path)) => match discovery::document(&path) {
@@ -110,7 +113,7 @@ async fn answer(
             ))
         }
         ("PATCH", Route::Object(resource, key)) => {
-            let patch = write::parse_patch(&parts.headers, &body)?;
+            let patch = write::parse_patch(resource, &parts.headers, &body)?;
             let mut store = shared.store();
             let mut value = store.get(resource, &key)?.value();
             write::merge(&mut value, patch);
@@ -121,6 +124,24 @@ async fn answer(
         (_, Route::Unknown) => Err(Status::no_such_path()),
         _ => Err(Status::method_not_allowed()),
     }
+}
+
+/// Whether a client reads plain JSON. (`as` asks for tables or metadata, which this server does not make.)
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let mut ranges = headers
+        .get_all(ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .peekable();
+    let is_json = |range: &str| {
+        let mut parts = range.split(';').map(str::trim);
+        matches!(
+            parts.next(),
+            Some("application/json" | "application/*" | "*/*")
+        ) && !parts.any(|parameter| parameter.starts_with("as="))
+    };
+    ranges.peek().is_none() || ranges.any(is_json)
 }
 
 fn start_watch(

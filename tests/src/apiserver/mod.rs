@@ -1,11 +1,12 @@
 //! An HTTP API server that does what kube-apiserver does, as far as a service proxy can tell.
 //!
 //! It keeps Services, EndpointSlices, Nodes, ServiceCIDRs and Events in memory and speaks the REST protocol of Kubernetes for
-//! them: get, list with paging and selectors, watch with bookmarks and streaming lists, create, update, merge-patch
+//! them, and for Namespaces: get, list with paging and selectors, watch with bookmarks and streaming lists, create, update, merge-patch
 //! and delete. Tests also make it fail on demand; see the methods in [`faults`]. `tests/tests/apiserver.rs` is its
 //! specification, and runs against a real kube-apiserver where there is one.
 //!
-//! It does not authenticate, default, validate or allocate anything, and it answers in JSON only.
+//! It does not authenticate, default or validate anything, allocates nothing but ClusterIPs where a test says from where,
+//! and answers in JSON only. That is enough for clients of Go, which prefer protobuf but read both.
 //!
 //! [`faults`]: Refusal
 
@@ -13,6 +14,7 @@ mod discovery;
 mod faults;
 mod http;
 mod object;
+mod protobuf;
 mod query;
 mod resource;
 mod selector;
@@ -27,6 +29,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -51,6 +54,8 @@ pub struct Options {
     pub service_field_selectors: bool,
     /// How many writes the history holds before it forgets the first.
     pub history: usize,
+    /// Where Services that say no ClusterIP get one from; nowhere by default.
+    pub service_cidr: Option<Ipv4Net>,
 }
 
 impl Default for Options {
@@ -61,6 +66,7 @@ impl Default for Options {
             streaming_lists: true,
             service_field_selectors: true,
             history: 100_000,
+            service_cidr: None,
         }
     }
 }
@@ -116,7 +122,7 @@ impl ApiServer {
     pub fn serve_on(listener: TcpListener, options: Options) -> Self {
         let address = listener.local_addr().expect("the socket is bound");
         let shared = Arc::new(Shared {
-            store: Mutex::new(Store::new(options.history)),
+            store: Mutex::new(Store::new(options.history, options.service_cidr)),
             faults: Mutex::default(),
             log: Mutex::default(),
             hung: tokio::sync::watch::Sender::new(false),

@@ -46,7 +46,10 @@ impl Object {
                 let unschedulable = value["spec"]["unschedulable"].as_bool().unwrap_or_default();
                 vec![("spec.unschedulable", unschedulable.to_string())]
             }
-            Resource::EndpointSlices | Resource::ServiceCidrs | Resource::Events => Vec::new(),
+            Resource::EndpointSlices
+            | Resource::ServiceCidrs
+            | Resource::Events
+            | Resource::Namespaces => Vec::new(),
         };
         Self {
             key,

@@ -15,22 +15,25 @@ pub enum Resource {
     ServiceCidrs,
     /// `events.k8s.io/v1` Event.
     Events,
+    /// `v1` Namespace. Objects may be in one that is not there, and stay when it goes: nobody looks after it.
+    Namespaces,
 }
 
 impl Resource {
     /// Every kind, in the order of discovery.
-    pub const ALL: [Resource; 5] = [
+    pub const ALL: [Resource; 6] = [
         Resource::Services,
         Resource::EndpointSlices,
         Resource::Nodes,
         Resource::ServiceCidrs,
         Resource::Events,
+        Resource::Namespaces,
     ];
 
     /// The API group, empty for the core group.
     pub fn group(self) -> &'static str {
         match self {
-            Resource::Services | Resource::Nodes => "",
+            Resource::Services | Resource::Nodes | Resource::Namespaces => "",
             Resource::EndpointSlices => "discovery.k8s.io",
             Resource::ServiceCidrs => "networking.k8s.io",
             Resource::Events => "events.k8s.io",
@@ -40,7 +43,7 @@ impl Resource {
     /// What `apiVersion` says in an object: `v1` or `group/v1`.
     pub fn api_version(self) -> &'static str {
         match self {
-            Resource::Services | Resource::Nodes => "v1",
+            Resource::Services | Resource::Nodes | Resource::Namespaces => "v1",
             Resource::EndpointSlices => "discovery.k8s.io/v1",
             Resource::ServiceCidrs => "networking.k8s.io/v1",
             Resource::Events => "events.k8s.io/v1",
@@ -55,6 +58,7 @@ impl Resource {
             Resource::Nodes => "Node",
             Resource::ServiceCidrs => "ServiceCIDR",
             Resource::Events => "Event",
+            Resource::Namespaces => "Namespace",
         }
     }
 
@@ -66,6 +70,7 @@ impl Resource {
             Resource::Nodes => "nodes",
             Resource::ServiceCidrs => "servicecidrs",
             Resource::Events => "events",
+            Resource::Namespaces => "namespaces",
         }
     }
 

@@ -72,6 +72,15 @@ impl Status {
         )
     }
 
+    /// 406: the client does not read what the server writes.
+    pub(super) fn not_acceptable() -> Self {
+        Self::new(
+            406,
+            "NotAcceptable",
+            "only the following media types are accepted: application/json",
+        )
+    }
+
     /// 409: there is one of this name.
     pub(super) fn already_exists(resource: Resource, key: &Key) -> Self {
         let message = format!("{} \"{}\" already exists", resource.qualified(), key.name);

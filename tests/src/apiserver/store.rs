@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
+use ipnet::{Ipv4AddrRange, Ipv4Net};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use super::object::{Event, Object};
 use super::query::{At, Continue, ListRequest, Start};
 use super::resource::{Key, Resource};
 use super::status::Status;
+use super::write;
 
 /// What a watch is told.
 #[derive(Debug, Clone)]
@@ -67,6 +69,7 @@ pub(super) struct Store {
     version: u64,
     compacted: u64,
     next_uid: u64,
+    cluster_ips: Option<Ipv4AddrRange>,
     objects: BTreeMap<Resource, BTreeMap<Key, Arc<Object>>>,
     history: VecDeque<Arc<Event>>,
     history_limit: usize,
@@ -74,12 +77,13 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// An empty store that remembers this many writes.
-    pub(super) fn new(history_limit: usize) -> Self {
+    /// An empty store that remembers this many writes, and gives Services addresses of this network.
+    pub(super) fn new(history_limit: usize, service_cidr: Option<Ipv4Net>) -> Self {
         Self {
             version: 1,
             compacted: 0,
             next_uid: 0,
+            cluster_ips: service_cidr.map(|network| network.hosts()),
             objects: Resource::ALL
                 .into_iter()
                 .map(|resource| (resource, BTreeMap::new()))
@@ -132,6 +136,11 @@ impl Store {
         let now =
             Timestamp::from_second(Timestamp::now().as_second()).expect("the clock is in range");
         value["metadata"]["creationTimestamp"] = json!(Time(now));
+        if resource == Resource::Services
+            && let Some(free) = &mut self.cluster_ips
+        {
+            write::allocate(&mut value, free)?;
+        }
         let object = Arc::new(Object::new(resource, key, self.version + 1, value));
         self.commit(resource, None, Some(object.clone()));
         Ok(object)

@@ -1,29 +1,40 @@
 //! Objects on their way in: what the server checks and fills in before it stores one.
 //!
-//! Only the metadata is looked at. There is no defaulting, no allocation of ClusterIPs and no validation of specs: a
-//! test writes the object it wants watchers to see.
+//! Only the metadata is looked at. There is no defaulting and no validation of specs: a test writes the object it wants
+//! watchers to see. ClusterIPs are allocated where a test wants that.
+
+use std::net::Ipv4Addr;
 
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
+use super::protobuf;
 use super::resource::{Key, Resource};
 use super::status::Status;
 
 const MERGE_PATCH: &str = "application/merge-patch+json";
+const STRATEGIC_MERGE_PATCH: &str = "application/strategic-merge-patch+json";
 
-/// Reads an object out of a body.
+/// Reads an object out of a body: JSON, or an Event in protobuf.
 pub(super) fn parse_body(headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
     match content_type(headers) {
         "" | "application/json" => parse_json(body),
+        protobuf::MEDIA_TYPE => protobuf::event(body)
+            .ok_or_else(|| Status::bad_request("the body is not an Event in protobuf")),
         _ => Err(Status::unsupported_media_type("application/json")),
     }
 }
 
-/// Reads a JSON merge patch out of a body.
-pub(super) fn parse_patch(headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
+/// Reads a JSON merge patch out of a body. What Go's recorder patches in an Event is one, though it is called strategic.
+pub(super) fn parse_patch(
+    resource: Resource,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Value, Status> {
     match content_type(headers) {
         MERGE_PATCH => parse_json(body),
+        STRATEGIC_MERGE_PATCH if resource == Resource::Events => parse_json(body),
         _ => Err(Status::unsupported_media_type(MERGE_PATCH)),
     }
 }
@@ -79,6 +90,23 @@ pub(super) fn place(
         return Err(Status::invalid((&kind, ""), &[cause.to_owned()]));
     };
     Ok((Key::new(metadata["namespace"].as_str(), name), value))
+}
+
+/// Gives a new Service the next free ClusterIP if it has none and needs one.
+pub(super) fn allocate(
+    service: &mut Value,
+    free: &mut impl Iterator<Item = Ipv4Addr>,
+) -> Result<(), Status> {
+    let spec = &mut service["spec"];
+    let has_one = spec["clusterIP"].as_str().is_some_and(|ip| !ip.is_empty());
+    if has_one || spec["type"] == "ExternalName" {
+        return Ok(());
+    }
+    let ip = free.next();
+    let ip = ip.ok_or_else(|| Status::refused(500, None))?.to_string();
+    spec["clusterIPs"] = json!([ip]);
+    spec["clusterIP"] = json!(ip);
+    Ok(())
 }
 
 /// Checks that a replacement is for the object the path names.

@@ -9,6 +9,7 @@
     reason = "behaviours are tests, though the macro makes the #[test] functions"
 )]
 
+mod client_go;
 mod faults;
 mod kube_rs;
 mod lists;
