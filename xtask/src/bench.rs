@@ -5,6 +5,7 @@
 //! have a new generation.
 
 mod conntrack;
+mod traffic;
 mod workload;
 
 use std::net::TcpListener;
@@ -53,6 +54,8 @@ pub(crate) struct Args {
 enum Other {
     /// Rule changes beside a full connection tracking table (raises nf_conntrack_max of the machine meanwhile).
     Conntrack(conntrack::Args),
+    /// What connections through a Service cost, compared with the same ones to the pod.
+    Traffic(traffic::Args),
 }
 
 /// Builds the agent, measures each cluster and prints a table.
@@ -79,8 +82,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "proxyd",
     ]))?;
     let binary = tools::target_dir()?.join("release/proxyd");
-    if let Some(Other::Conntrack(args)) = &args.other {
-        return conntrack::run(args, &binary);
+    match &args.other {
+        Some(Other::Conntrack(args)) => return conntrack::run(args, &binary),
+        Some(Other::Traffic(args)) => return traffic::run(args, &binary),
+        None => (),
     }
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
