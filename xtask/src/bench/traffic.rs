@@ -49,6 +49,14 @@ pub(super) struct Args {
 /// One way of the traffic: from the client of a station to an address.
 struct Path<'a> {
     station: &'a Station,
+    label: Label,
+}
+
+/// Which path it is, for the results.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Label {
+    /// The proxy's name, if there is one, and its number of Services.
+    proxy: Option<(String, u32)>,
     to: To,
 }
 
@@ -75,10 +83,15 @@ pub(super) fn run(args: &Args, binary: &FilePath) -> Result<()> {
             Some(_) => &[To::Pod, To::Service],
             None => &[To::Pod],
         };
-        paths.extend(ways.iter().map(|to| Path { station, to: *to }));
+        paths.extend(ways.iter().map(|to| {
+            let proxy = station.proxy.clone();
+            let label = Label { proxy, to: *to };
+            Path { station, label }
+        }));
     }
     let rounds = rounds(&paths, args.rounds)?;
-    let report = Report::new(&paths, &rounds);
+    let labels = paths.into_iter().map(|path| path.label).collect();
+    let report = Report::new(labels, rounds);
     println!("{report}");
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&report.json())? + "\n";
@@ -127,8 +140,8 @@ fn round(paths: &[Path<'_>], from_end: bool) -> Result<Vec<Figures>> {
         for index in &order {
             let path = &paths[*index];
             path.station
-                .load(*load, path.to, &mut figures[*index])
-                .with_context(|| format!("{load:?} by {path}"))?;
+                .load(*load, path.label.to, &mut figures[*index])
+                .with_context(|| format!("{load:?} by {}", path.label))?;
         }
     }
     Ok(figures)

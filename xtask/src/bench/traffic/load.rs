@@ -4,7 +4,8 @@
 //! so ports do not run out. Every wait has a time-out.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -142,6 +143,12 @@ impl Figures {
         self.0[figure as usize]
     }
 
+    /// The same value for all.
+    #[cfg(test)]
+    pub(super) fn all(value: f64) -> Self {
+        Self([value; Figure::ALL.len()])
+    }
+
     fn set(&mut self, figure: Figure, value: f64) {
         self.0[figure as usize] = value;
     }
@@ -192,8 +199,7 @@ pub(super) fn connect_once(to: SocketAddr) -> Result<(TcpStream, Duration)> {
     let stream = TcpStream::from(socket);
     let address = SockaddrStorage::from(to);
     let started = Instant::now();
-    connect(std::os::fd::AsRawFd::as_raw_fd(&stream), &address)
-        .with_context(|| format!("connecting to {to}"))?;
+    connect(stream.as_raw_fd(), &address).with_context(|| format!("connecting to {to}"))?;
     let took = started.elapsed();
     stream.set_read_timeout(Some(PATIENCE))?;
     Ok((stream, took))
@@ -264,7 +270,7 @@ fn bulk_rate(to: SocketAddr) -> Result<f64> {
     for _ in 0..BULK_BYTES / BULK_CHUNK {
         stream.write_all(&chunk)?;
     }
-    stream.shutdown(std::net::Shutdown::Write)?;
+    stream.shutdown(Shutdown::Write)?;
     stream.read_exact(&mut [0])?;
     Ok(BULK_BYTES as f64 * 8.0 / started.elapsed().as_secs_f64() / 1e9)
 }

@@ -7,12 +7,13 @@ use std::fmt;
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value, json};
 
-use super::{Figure, Figures, Path, To};
+use super::{Figure, Figures, Label, To};
 
 /// What the rounds came to.
-pub(super) struct Report<'a> {
-    paths: &'a [Path<'a>],
-    rounds: &'a [Vec<Figures>],
+pub(super) struct Report {
+    paths: Vec<Label>,
+    /// By round, and then by path.
+    rounds: Vec<Vec<Figures>>,
 }
 
 /// One path compared with another, both by their place in the list.
@@ -21,9 +22,9 @@ struct Comparison {
     to: usize,
 }
 
-impl<'a> Report<'a> {
+impl Report {
     /// A report on rounds that have the figures of these paths, in this order.
-    pub(super) fn new(paths: &'a [Path<'a>], rounds: &'a [Vec<Figures>]) -> Self {
+    pub(super) fn new(paths: Vec<Label>, rounds: Vec<Vec<Figures>>) -> Self {
         Self { paths, rounds }
     }
 
@@ -68,9 +69,7 @@ impl<'a> Report<'a> {
     fn service_to_pod(&self) -> Vec<Comparison> {
         let services = self.indexes(|path| path.to == To::Service);
         let beside = |of: usize| {
-            let is_beside = |path: &Path<'_>| {
-                path.to == To::Pod && path.station.proxy == self.paths[of].station.proxy
-            };
+            let is_beside = |path: &Label| path.to == To::Pod && path.proxy == self.paths[of].proxy;
             self.indexes(is_beside)
                 .first()
                 .map(|to| Comparison { of, to: *to })
@@ -80,8 +79,8 @@ impl<'a> Report<'a> {
 
     /// Everything, compared with the way to the pod where there are no rules.
     fn to_no_rules(&self) -> Vec<Comparison> {
-        let bare = self.indexes(|path| path.station.proxy.is_none());
-        let others = self.indexes(|path| path.station.proxy.is_some());
+        let bare = self.indexes(|path| path.proxy.is_none());
+        let others = self.indexes(|path| path.proxy.is_some());
         let compare = |to: &usize| {
             others
                 .iter()
@@ -95,15 +94,14 @@ impl<'a> Report<'a> {
     fn growth(&self) -> Vec<Comparison> {
         let mut comparisons: Vec<Comparison> = Vec::new();
         for (of, path) in self.paths.iter().enumerate() {
-            let Some((name, services)) = &path.station.proxy else {
+            let Some((name, services)) = &path.proxy else {
                 continue;
             };
             let alike = self.indexes(|other| {
-                let proxy = other.station.proxy.as_ref();
+                let proxy = other.proxy.as_ref();
                 other.to == path.to && proxy.is_some_and(|(other, _)| other == name)
             });
-            let services_of =
-                |index: &usize| self.paths[*index].station.proxy.as_ref().map_or(0, |p| p.1);
+            let services_of = |index: &usize| self.paths[*index].proxy.as_ref().map_or(0, |p| p.1);
             let fewest = alike.iter().copied().min_by_key(services_of);
             let is_most = alike.iter().all(|other| services_of(other) <= *services);
             comparisons.extend(
@@ -115,7 +113,7 @@ impl<'a> Report<'a> {
         comparisons
     }
 
-    fn indexes(&self, is_wanted: impl Fn(&Path<'_>) -> bool) -> Vec<usize> {
+    fn indexes(&self, is_wanted: impl Fn(&Label) -> bool) -> Vec<usize> {
         let paths = self.paths.iter().enumerate();
         let wanted = paths.filter(|(_, path)| is_wanted(path));
         wanted.map(|(index, _)| index).collect()
@@ -124,7 +122,7 @@ impl<'a> Report<'a> {
     /// What says which path it is.
     fn labels(&self, index: usize) -> Value {
         let path = &self.paths[index];
-        let proxy = path.station.proxy.as_ref();
+        let proxy = path.proxy.as_ref();
         json!({
             "proxy": proxy.map(|(name, _)| name),
             "services": proxy.map_or(0, |(_, services)| *services),
@@ -156,7 +154,7 @@ impl<'a> Report<'a> {
     }
 }
 
-impl fmt::Display for Report<'_> {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\nMedians of {} rounds:", self.rounds.len())?;
         let mut medians = table("path");
@@ -181,9 +179,9 @@ impl fmt::Display for Report<'_> {
     }
 }
 
-impl fmt::Display for Path<'_> {
+impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.station.proxy {
+        match &self.proxy {
             Some((name, services)) => write!(f, "{name}, {services}: ")?,
             None => f.write_str("no rules: ")?,
         }
@@ -225,6 +223,52 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// No rules, and a proxy with 1 and with 10 Services; the machine is ten times slower in the last round.
+    fn report() -> Report {
+        let path = |services: Option<u32>, to| Label {
+            proxy: services.map(|services| ("proxyd".to_owned(), services)),
+            to,
+        };
+        let paths = vec![
+            path(None, To::Pod),
+            path(Some(1), To::Pod),
+            path(Some(1), To::Service),
+            path(Some(10), To::Pod),
+            path(Some(10), To::Service),
+        ];
+        let round = |machine: f64| {
+            [10.0, 20.0, 30.0, 20.0, 60.0]
+                .map(|value| Figures::all(value * machine))
+                .to_vec()
+        };
+        Report::new(paths, vec![round(1.0), round(1.1), round(10.0)])
+    }
+
+    #[test]
+    fn paths_are_compared_within_their_rounds() {
+        let json = report().json();
+        let ratios = |field: &str| -> Vec<f64> {
+            let list = json[field].as_array().unwrap().iter();
+            list.map(|ratio| ratio["median"]["connect_p50_ratio"].as_f64().unwrap())
+                .collect()
+        };
+        assert_eq!(ratios("service_to_pod"), [1.5, 3.0]);
+        assert_eq!(ratios("to_no_rules"), [2.0, 3.0, 2.0, 6.0]);
+        assert_eq!(ratios("growth"), [1.0, 2.0]);
+        assert_eq!(json["growth"][1]["of"]["services"], 10);
+        assert_eq!(json["growth"][1]["to"]["services"], 1);
+        assert_eq!(json["paths"][2]["median"]["connects_per_second"], 33.0);
+    }
+
+    #[test]
+    fn tables_name_the_paths() {
+        let text = report().to_string();
+        let rows = text
+            .lines()
+            .filter(|line| line.contains("proxyd, 10: Service"));
+        assert_eq!(rows.count(), 4, "{text}");
+    }
 
     #[test]
     fn median_is_in_the_middle() {
