@@ -13,6 +13,7 @@ mod plot;
 mod process;
 mod report;
 mod sync;
+mod traffic;
 mod workload;
 
 use std::path::Path;
@@ -49,6 +50,8 @@ enum Command {
     Conntrack(conntrack::Args),
     /// Draws results of `sync`.
     Plot(plot::Args),
+    /// What connections through a Service cost, compared with the same ones to the pod.
+    Traffic(traffic::Args),
 }
 
 /// Does what is asked for; builds the agent first, if it is to be measured.
@@ -83,6 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         Some(Command::Sync(args)) => sync::run(args, &binary),
         Some(Command::Conntrack(args)) => conntrack::run(args, &binary),
         Some(Command::Plot(args)) => plot::run(args),
+        Some(Command::Traffic(args)) => traffic::run(args, &binary),
     }
 }
 

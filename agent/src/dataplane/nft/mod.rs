@@ -8,6 +8,8 @@ mod chains;
 mod decode;
 mod elements;
 mod encode;
+#[doc(hidden)]
+pub mod encoded;
 mod expressions;
 mod forget;
 mod forgetter;
