@@ -249,43 +249,35 @@ fn tables_of_others_are_left_alone() {
     );
 }
 
-#[test]
-fn an_element_that_someone_deleted_is_there_again_after_a_restart() {
-    let cluster = Cluster::new();
-    let a = cluster.node1.pod("a").serving(8080);
-    let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
-    let world = World::start(cluster, &objects, &World::DETECT_PODS);
-    let complete = rules(&world.node().netns);
-    let delete = |what| {
-        nft(
-            &world.node().netns,
-            &["delete", "element", "ip", "proxyd", what],
-            "",
-        )
-    };
-    delete("endpoints { 10.96.0.1 . tcp . 80 . 0 }");
-    delete("hairpin { 10.244.1.100 . 10.244.1.100 }");
-    assert_ne!(rules(&world.node().netns), complete);
-    let world = world.restart(&World::DETECT_PODS);
-    assert_eq!(rules(&world.node().netns), complete);
+/// Changes the rules while no agent runs, and starts one again.
+fn meddle_between(world: World, commands: &str) -> World {
+    let World {
+        agent,
+        cluster,
+        manifests,
+    } = world;
+    agent.terminate();
+    nft(&cluster.node1.host.netns, &["-f", "-"], commands);
+    World::resume(cluster, manifests, &World::DETECT_PODS)
 }
 
 #[test]
-fn a_table_that_is_not_as_the_agent_makes_it_is_replaced() {
+fn what_someone_did_while_no_agent_ran_is_put_right_by_the_next_one() {
     let cluster = Cluster::new();
     let a = cluster.node1.pod("a").serving(8080);
     let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
     let mut world = World::start(cluster, &objects, &World::DETECT_PODS);
     let complete = rules(&world.node().netns);
-    for change in [
+    for commands in [
+        "delete element ip proxyd endpoints { 10.96.0.1 . tcp . 80 . 0 }\n\
+         delete element ip proxyd hairpin { 10.244.1.100 . 10.244.1.100 }",
         "add element ip proxyd services { 10.96.0.9 . tcp . 80 : drop }",
         "add element ip proxyd endpoints { 10.96.0.1 . tcp . 80 . 7 : 10.244.1.9 . 80 }",
         "flush chain ip proxyd nat-postrouting\ndelete set ip proxyd hairpin",
         "delete table ip proxyd",
     ] {
-        nft(&world.node().netns, &["-f", "-"], change);
-        world = world.restart(&World::DETECT_PODS);
-        assert_eq!(rules(&world.node().netns), complete, "after {change}");
+        world = meddle_between(world, commands);
+        assert_eq!(rules(&world.node().netns), complete, "after {commands}");
     }
 }
 

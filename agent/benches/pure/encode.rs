@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use proxyd::dataplane::nft::encoded;
+use proxyd::dataplane::nft::batch;
 
 use crate::cluster::{FAMILY, SIZES};
 use crate::diff::{delta_of_one_change, delta_of_start};
@@ -13,12 +13,12 @@ fn start(bencher: Bencher<'_, '_>, services: usize) {
     let delta = delta_of_start(services);
     bencher
         .counter(ItemsCount::new(delta.len()))
-        .bench_local(|| encoded::bytes(FAMILY, &delta));
+        .bench_local(|| batch::encoded(FAMILY, &delta));
 }
 
 /// One endpoint of one Service.
 #[divan::bench]
 fn one_change(bencher: Bencher<'_, '_>) {
     let delta = delta_of_one_change(SIZES[0]);
-    bencher.bench_local(|| encoded::bytes(FAMILY, &delta));
+    bencher.bench_local(|| batch::encoded(FAMILY, &delta));
 }

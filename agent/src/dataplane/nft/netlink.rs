@@ -4,21 +4,17 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
     ChainMessage, GenMessage, NfTablesMessage, TableAttribute, TableMessage,
 };
-use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
 use super::super::DataplaneError;
+use super::batch::{self, Flagged};
 use super::decode::{self, Answer, Choice, Reading};
 use super::elements::{Elements, Set};
 use super::encode;
@@ -28,9 +24,6 @@ use super::skeleton::TABLE;
 use super::watcher;
 use crate::diff::Held;
 use crate::model::Family;
-
-/// The subsystem that a batch is for: `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM_NFTABLES: u16 = 10;
 
 /// How often a dump is begun anew because somebody changed the rules meanwhile.
 const DUMP_TRIES: usize = 10;
@@ -184,12 +177,10 @@ impl Connection {
     pub(super) fn commit(
         &mut self,
         family: Family,
-        chains: Vec<(NfTablesMessage, u16)>,
+        chains: Vec<Flagged>,
         elements: &Elements,
     ) -> Result<(), DataplaneError> {
-        let mut messages = chains;
-        messages.extend(encode::removals(&elements.removed).map(|message| (message, 0)));
-        messages.extend(encode::additions(&elements.added).map(|message| (message, NLM_F_CREATE)));
+        let messages = chains.into_iter().chain(batch::changes(elements)).collect();
         self.batch(family, messages).map_err(|error| {
             match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT | Errno::EEXIST) => DataplaneError::ChangedByOthers(error),
@@ -216,16 +207,11 @@ impl Connection {
         flags: u16,
     ) -> io::Result<Vec<Answer>> {
         for _ in 0..DUMP_TRIES {
-            let sequence = self.next_sequence();
-            let mut buffer = Vec::new();
+            let sequence = self.sequence.wrapping_add(1);
+            self.sequence = sequence;
             let flags = if flags == 0 { NLM_F_ACK } else { flags };
-            emit(
-                &mut buffer,
-                netfilter(family, request.clone()),
-                flags,
-                sequence,
-            );
-            self.socket.send(&buffer, 0)?;
+            let request = batch::request(family, (request.clone(), flags), sequence);
+            self.socket.send(&request, 0)?;
             let (answers, interrupted) = self.answers(sequence, sequence)?;
             if !interrupted {
                 return Ok(answers);
@@ -237,41 +223,16 @@ impl Connection {
     }
 
     /// Sends messages as one transaction.
-    fn batch(&mut self, family: Family, messages: Vec<(NfTablesMessage, u16)>) -> io::Result<()> {
+    fn batch(&mut self, family: Family, messages: Vec<Flagged>) -> io::Result<()> {
         if messages.is_empty() {
             return Ok(());
         }
-        let control = |message| {
-            NetfilterMessage::new(
-                NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM_NFTABLES),
-                message,
-            )
-        };
-        let mut buffer = Vec::new();
-        let first = self.next_sequence();
-        emit(&mut buffer, control(ControlMessage::BatchBegin), 0, first);
-        let last = messages.len() - 1;
-        let mut last_sequence = first;
-        for (i, (message, flags)) in messages.into_iter().enumerate() {
-            last_sequence = self.next_sequence();
-            // The kernel answers a message that asks for it, and any that fails, after the whole batch.
-            let ack = if i == last { NLM_F_ACK } else { 0 };
-            emit(
-                &mut buffer,
-                netfilter(family, message),
-                flags | ack,
-                last_sequence,
-            );
-        }
-        emit(
-            &mut buffer,
-            control(ControlMessage::BatchEnd),
-            0,
-            self.next_sequence(),
-        );
-        self.make_room(buffer.len());
-        self.socket.send(&buffer, 0)?;
-        self.answers(first, last_sequence).map(drop)
+        let (bytes, first, last) = batch::transaction(family, messages, self.sequence);
+        // The end has a number too.
+        self.sequence = last.wrapping_add(1);
+        self.make_room(bytes.len());
+        self.socket.send(&bytes, 0)?;
+        self.answers(first, last).map(drop)
     }
 
     /// Grows the socket's send buffer so that a batch fits. Beyond `net.core.wmem_max` this needs
@@ -331,35 +292,12 @@ impl Connection {
             }
         }
     }
-
-    fn next_sequence(&mut self) -> u32 {
-        self.sequence = self.sequence.wrapping_add(1);
-        self.sequence
-    }
 }
 
 fn our_table() -> TableMessage {
     TableMessage {
         attributes: vec![TableAttribute::Name(TABLE.to_owned())],
     }
-}
-
-fn netfilter(family: Family, message: NfTablesMessage) -> NetfilterMessage {
-    let family = match family {
-        Family::V4 => NetfilterProtoFamily::IPv4,
-        Family::V6 => NetfilterProtoFamily::IPv6,
-    };
-    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
-}
-
-fn emit(buffer: &mut Vec<u8>, message: NetfilterMessage, flags: u16, sequence: u32) {
-    let mut message = NetlinkMessage::from(message);
-    message.header.flags = NLM_F_REQUEST | flags;
-    message.header.sequence_number = sequence;
-    message.finalize();
-    let start = buffer.len();
-    buffer.resize((start + message.buffer_len()).next_multiple_of(4), 0);
-    message.serialize(&mut buffer[start..]);
 }
 
 fn is(error: &io::Error, errno: Errno) -> bool {

@@ -1,0 +1,85 @@
+//! Messages → the bytes that are sent on a netlink socket: one request, or a whole transaction.
+//!
+//! Pure: sequence numbers come from the caller, who finds the answers by them.
+
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_netfilter::nftables::NfTablesMessage;
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+
+use super::elements::{Elements, elements};
+use super::encode;
+use crate::diff::Delta;
+use crate::model::Family;
+
+/// The subsystem that a batch is for: `NFNL_SUBSYS_NFTABLES`.
+const SUBSYSTEM_NFTABLES: u16 = 10;
+
+/// A message with its flags.
+pub(super) type Flagged = (NfTablesMessage, u16);
+
+/// Messages that remove and add elements, in this order.
+pub(super) fn changes(elements: &Elements) -> impl Iterator<Item = Flagged> {
+    let removals = encode::removals(&elements.removed).map(|message| (message, 0));
+    let additions = encode::additions(&elements.added).map(|message| (message, NLM_F_CREATE));
+    removals.chain(additions)
+}
+
+/// One request by itself.
+pub(super) fn request(family: Family, (message, flags): Flagged, sequence: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    append(&mut bytes, netfilter(family, message), flags, sequence);
+    bytes
+}
+
+/// Messages as one transaction. They are numbered from the one behind `sequence` up, and so are its beginning, before
+/// them, and its end. Also returns the numbers of the beginning and of the last message, which the kernel acknowledges
+/// when all of it is done.
+pub(super) fn transaction(
+    family: Family,
+    messages: Vec<Flagged>,
+    sequence: u32,
+) -> (Vec<u8>, u32, u32) {
+    let control = |message| {
+        let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, SUBSYSTEM_NFTABLES);
+        NetfilterMessage::new(header, message)
+    };
+    let mut bytes = Vec::new();
+    let first = sequence.wrapping_add(1);
+    append(&mut bytes, control(ControlMessage::BatchBegin), 0, first);
+    let mut last = first;
+    let count = messages.len();
+    for (i, (message, flags)) in messages.into_iter().enumerate() {
+        last = last.wrapping_add(1);
+        // The kernel answers a message that asks for it, and any that fails, after the whole batch.
+        let ack = if i + 1 == count { NLM_F_ACK } else { 0 };
+        append(&mut bytes, netfilter(family, message), flags | ack, last);
+    }
+    let end = control(ControlMessage::BatchEnd);
+    append(&mut bytes, end, 0, last.wrapping_add(1));
+    (bytes, first, last)
+}
+
+/// The transaction that commits a delta's elements, for `agent/benches/pure/`.
+pub fn encoded(family: Family, delta: &Delta) -> Vec<u8> {
+    let messages = changes(&elements(delta)).collect();
+    transaction(family, messages, 0).0
+}
+
+fn netfilter(family: Family, message: NfTablesMessage) -> NetfilterMessage {
+    let family = match family {
+        Family::V4 => NetfilterProtoFamily::IPv4,
+        Family::V6 => NetfilterProtoFamily::IPv6,
+    };
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+}
+
+fn append(bytes: &mut Vec<u8>, message: NetfilterMessage, flags: u16, sequence: u32) {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | flags;
+    message.header.sequence_number = sequence;
+    message.finalize();
+    let start = bytes.len();
+    bytes.resize((start + message.buffer_len()).next_multiple_of(4), 0);
+    message.serialize(&mut bytes[start..]);
+}
