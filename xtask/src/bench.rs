@@ -1,30 +1,27 @@
 //! `cargo xtask bench`: how fast the agent is, measured on the tests' API server and the real kernel.
 //!
-//! Speed is checked here and never in tests. The agent runs in a network namespace of its own; one endpoint of
-//! one Service changes at a time, and the time is taken from the API server's commit until the kernel's rules
-//! have a new generation.
+//! Speed is checked here and never in tests. Each kind of measurement is a subcommand, and a module of the same name;
+//! what they share is here. Proxies run in network namespaces of their own.
 
+mod cluster;
 mod conntrack;
+mod dry_run;
+mod kernel;
+mod lag;
+mod measure;
+mod plot;
+mod process;
+mod report;
+mod sync;
 mod workload;
 
-use std::net::TcpListener;
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use comfy_table::{Table, presets};
-use proxyd_tests::agent::Agent;
-use proxyd_tests::apiserver::{ApiServer, Options};
-use proxyd_tests::generation::Generation;
-use proxyd_tests::netns::Netns;
+use anyhow::{Context as _, Result};
 
 use crate::programs;
 use crate::tools;
-use workload::Workload;
-
-/// How long the agent may take to be in sync.
-const SYNC_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long one change may take.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
@@ -32,31 +29,33 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the kernel is asked whether a change has arrived: the error of the figures.
 const POLL_INTERVAL: Duration = Duration::from_micros(20);
 
-/// What is measured.
+/// What is measured: `sync`, if nothing is said.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
     #[command(subcommand)]
-    other: Option<Other>,
+    command: Option<Command>,
 
-    /// Clusters to measure: Services × endpoints of each.
-    #[arg(default_values = ["1000x10", "10000x5", "10000x10"], value_name = "SERVICESxENDPOINTS")]
-    clusters: Vec<Workload>,
-
-    /// How many changes to time in each cluster.
-    #[arg(long, default_value_t = 500)]
-    changes: usize,
+    #[command(flatten)]
+    sync: sync::Args,
 }
 
-/// What is measured instead of clusters, when asked for.
+/// What is measured.
 #[derive(clap::Subcommand)]
-enum Other {
+enum Command {
+    /// Start, change latency, CPU and memory on made-up clusters, beside another proxy if there is one.
+    Sync(sync::Args),
     /// Rule changes beside a full connection tracking table (raises nf_conntrack_max of the machine meanwhile).
     Conntrack(conntrack::Args),
+    /// Draws results of `sync`.
+    Plot(plot::Args),
 }
 
-/// Builds the agent, measures each cluster and prints a table.
+/// Does what is asked for; builds the agent first, if it is to be measured.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if let Some(Command::Plot(args)) = &args.command {
+        return plot::run(args);
+    }
     if cfg!(debug_assertions) {
         // The API server runs in this process, and would be slower than what it measures.
         let again = [
@@ -79,171 +78,15 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "proxyd",
     ]))?;
     let binary = tools::target_dir()?.join("release/proxyd");
-    if let Some(Other::Conntrack(args)) = &args.other {
-        return conntrack::run(args, &binary);
+    match &args.command {
+        None => sync::run(&args.sync, &binary),
+        Some(Command::Sync(args)) => sync::run(args, &binary),
+        Some(Command::Conntrack(args)) => conntrack::run(args, &binary),
+        Some(Command::Plot(args)) => plot::run(args),
     }
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED);
-    table.set_header([
-        "Services × endpoints",
-        "start to in sync",
-        "resident",
-        "change: API to kernel p50 / p90 / p99",
-        "event to kernel p50 / p99",
-        "restart",
-        "dry run of one YAML file",
-        "nft -c",
-    ]);
-    for cluster in &args.clusters {
-        println!("measuring {cluster} …");
-        table.add_row(measure(*cluster, args.changes, &binary)?);
-    }
-    println!("{table}");
-    Ok(())
 }
 
-/// One row of the table.
-fn measure(cluster: Workload, changes: usize, binary: &Path) -> Result<[String; 8]> {
-    let node = Netns::new().context("making a network namespace needs root")?;
-    let listener = node.enter(|| TcpListener::bind("127.0.0.1:0"))?;
-    let server = ApiServer::serve_on(listener, Options::default());
-    for number in 0..cluster.services {
-        server.create(&cluster.service(number));
-        server.create(&cluster.slice(number, 0));
-    }
-    let directory = tempfile::tempdir()?;
-    let kubeconfig = directory.path().join("kubeconfig");
-    std::fs::write(&kubeconfig, server.kubeconfig())?;
-    let args = [
-        "-v4",
-        "--hostname-override",
-        "node-1",
-        "--kubeconfig",
-        path(&kubeconfig)?,
-    ];
-    let start = || {
-        let started = Instant::now();
-        let agent = Agent::start_binary(path(binary)?, &node, &args);
-        agent.wait_for_log("in sync", SYNC_PATIENCE);
-        anyhow::Ok((agent, started.elapsed()))
-    };
-
-    let (agent, first_start) = start()?;
-    let mut latencies = change_latencies(cluster, changes, &node, &server)?;
-    let resident_kib = resident_kib(agent.pid())?;
-    let (_, log) = agent.terminate();
-    let mut events = event_latencies(&log);
-    ensure!(!events.is_empty(), "the agent logged no change");
-    let (agent, restart) = start()?;
-    agent.terminate();
-    let (dry_run, check) = dry_run(cluster, directory.path(), binary)?;
-    Ok([
-        cluster.to_string(),
-        format!("{} ms", first_start.as_millis()),
-        format!("{:.1} MiB", resident_kib as f64 / 1024.0),
-        format!(
-            "{} / {} / {} µs",
-            percentile(&mut latencies, 50).as_micros(),
-            percentile(&mut latencies, 90).as_micros(),
-            percentile(&mut latencies, 99).as_micros()
-        ),
-        format!(
-            "{} / {} µs",
-            percentile(&mut events, 50).as_micros(),
-            percentile(&mut events, 99).as_micros()
-        ),
-        format!("{} ms", restart.as_millis()),
-        format!("{:.2} s", dry_run.as_secs_f64()),
-        format!("{:.2} s", check.as_secs_f64()),
-    ])
-}
-
-/// Replaces one endpoint of one Service at a time; each is timed from the API server's commit to the kernel's.
-fn change_latencies(
-    cluster: Workload,
-    changes: usize,
-    node: &Netns,
-    server: &ApiServer,
-) -> Result<Vec<Duration>> {
-    let generation = Generation::of(node)?;
-    (0..changes)
-        .map(|round| {
-            // A stride that is prime to the number of Services visits them all.
-            let number = round * 7919 % cluster.services;
-            let before = generation.get()?;
-            let started = Instant::now();
-            server.update(&cluster.slice(number, 1 + round / cluster.services));
-            while generation.get()? == before {
-                ensure!(
-                    started.elapsed() < CHANGE_PATIENCE,
-                    "change {round} did not reach the kernel"
-                );
-                thread::sleep(POLL_INTERVAL);
-            }
-            Ok(started.elapsed())
-        })
-        .collect()
-}
-
-/// The agent's own figures: from a watch event's arrival to the kernel's answer.
-fn event_latencies(log: &[String]) -> Vec<Duration> {
-    let microseconds = |line: &String| {
-        let (before, _) = line.split_once(" µs after the event")?;
-        before.rsplit(' ').next()?.parse().ok()
-    };
-    let changes = log
-        .iter()
-        .filter(|line| !line.contains("reading everything back"));
-    changes
-        .filter_map(microseconds)
-        .map(Duration::from_micros)
-        .collect()
-}
-
-/// How long the dry run of one YAML file takes, and how long `nft` takes to check what it printed.
-fn dry_run(cluster: Workload, directory: &Path, binary: &Path) -> Result<(Duration, Duration)> {
-    let manifest = directory.join("cluster.yaml");
-    std::fs::write(&manifest, cluster.yaml())?;
-    let apart = Netns::new()?;
-    let started = Instant::now();
-    let args = [
-        "--dry-run",
-        "--hostname-override",
-        "node-1",
-        "--manifests",
-        path(&manifest)?,
-    ];
-    let output = apart.run(path(binary)?, &args, "")?;
-    let dry_run = started.elapsed();
-    ensure!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let started = Instant::now();
-    let check = apart.run(
-        "nft",
-        &["-c", "-f", "-"],
-        std::str::from_utf8(&output.stdout)?,
-    )?;
-    ensure!(
-        check.status.success(),
-        "nft -c: {}",
-        String::from_utf8_lossy(&check.stderr)
-    );
-    Ok((dry_run, started.elapsed()))
-}
-
-/// The resident memory of a process, in KiB.
-fn resident_kib(pid: u32) -> Result<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line
-        .and_then(|line| line.trim().strip_suffix(" kB"))
-        .context("no VmRSS")?;
-    Ok(number.parse()?)
-}
-
+/// The duration that so many in a hundred are not longer than.
 fn percentile(durations: &mut [Duration], percent: usize) -> Duration {
     durations.sort_unstable();
     durations[(durations.len() - 1) * percent / 100]

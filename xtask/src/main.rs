@@ -31,7 +31,7 @@ enum Command {
     /// Run the agent on the examples, between network namespaces, and show who answers.
     Demo(demo::Args),
     /// Measure start, change latency and memory on made-up clusters.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
     /// The house rules alone (a part of `check`; takes no time).
     Tidy,
 }

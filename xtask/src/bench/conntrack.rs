@@ -24,8 +24,9 @@ use proxyd_tests::netns::Netns;
 use proxyd_tests::wait::eventually;
 use serde_json::Value;
 
+use super::process::memory_mib;
 use super::workload::Workload;
-use super::{CHANGE_PATIENCE, POLL_INTERVAL, SYNC_PATIENCE, event_latencies, path, percentile};
+use super::{CHANGE_PATIENCE, POLL_INTERVAL, path, percentile};
 
 /// The Services, and the endpoints of each.
 const CLUSTER: Workload = Workload {
@@ -35,6 +36,9 @@ const CLUSTER: Workload = Workload {
 
 /// The time from one change to the next: so slow that all of them take longer than several walks through the table.
 const PACE: Duration = Duration::from_millis(10);
+
+/// How long the agent may take to be in sync.
+const SYNC_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long the agent may take for its last walk.
 const WALK_PATIENCE: Duration = Duration::from_secs(60);
@@ -202,11 +206,17 @@ fn walks(log: &[String]) -> Vec<Walk> {
     log.iter().filter_map(walk).collect()
 }
 
-/// A figure of `/proc/PID/status`, in MiB.
-fn memory_mib(pid: u32, what: &str) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(what));
-    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let number: f64 = number.with_context(|| format!("no {what}"))?.parse()?;
-    Ok(number / 1024.0)
+/// The agent's own figures: from a watch event's arrival to the kernel's answer.
+fn event_latencies(log: &[String]) -> Vec<Duration> {
+    let microseconds = |line: &String| {
+        let (before, _) = line.split_once(" µs after the event")?;
+        before.rsplit(' ').next()?.parse().ok()
+    };
+    let changes = log
+        .iter()
+        .filter(|line| !line.contains("reading everything back"));
+    changes
+        .filter_map(microseconds)
+        .map(Duration::from_micros)
+        .collect()
 }

@@ -3,10 +3,11 @@
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// So many Services, each with so many endpoints in one slice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Workload {
     /// How many Services.
     pub(crate) services: usize,
@@ -81,8 +82,12 @@ impl Workload {
     }
 }
 
-fn namespace(number: usize) -> String {
-    format!("ns-{}", number % 50)
+/// How many namespaces the objects are spread over.
+pub(crate) const NAMESPACES: usize = 50;
+
+/// The namespace of the Service with this number.
+pub(crate) fn namespace(number: usize) -> String {
+    format!("proxyd-bench-{}", number % NAMESPACES)
 }
 
 fn metadata(number: usize, name: &str) -> Value {

@@ -8,6 +8,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 
+use super::super::kernel::put;
 use super::super::workload::Workload;
 
 // Defined in Linux: include/uapi/linux/netfilter/nfnetlink_conntrack.h
@@ -102,15 +103,6 @@ fn tuple(source: (Ipv4Addr, u16), destination: (Ipv4Addr, u16)) -> Vec<u8> {
     put(&mut tuple, CTA_TUPLE_IP | NLA_F_NESTED, &ips);
     put(&mut tuple, CTA_TUPLE_PROTO | NLA_F_NESTED, &ports);
     tuple
-}
-
-/// Appends an attribute.
-fn put(buffer: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).expect("an attribute is short");
-    buffer.extend(length.to_ne_bytes());
-    buffer.extend(kind.to_ne_bytes());
-    buffer.extend(value);
-    buffer.resize(buffer.len().next_multiple_of(4), 0);
 }
 
 /// Reads the answers to so many requests; an error if one was refused.

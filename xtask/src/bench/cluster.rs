@@ -1,0 +1,216 @@
+//! The cluster that is measured: a made-up one, on the tests' API server or on a real one.
+//!
+//! A namespace of the network that a proxy runs in is attached to it; then the proxy finds the server at its loopback
+//! address. Objects are written one after the other, so that their order is that of the server's versions.
+
+mod real;
+mod relay;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use proxyd_tests::apiserver::{ApiServer, Options, Resource};
+use proxyd_tests::netns::Netns;
+use serde_json::{Value, json};
+
+use super::workload::{Workload, namespace};
+use real::Real;
+
+/// The address of the tests' API server, the same in every namespace.
+const ADDRESS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 6443);
+
+/// The made-up cluster: what is in it, and who serves it.
+pub(super) struct Cluster {
+    workload: Workload,
+    server: Server,
+    /// Of each Service: its address, the version of its slice, and whether it has endpoints.
+    services: Vec<State>,
+}
+
+enum Server {
+    Tests(Option<ApiServer>),
+    Real(Box<Real>),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct State {
+    cluster_ip: Ipv4Addr,
+    version: usize,
+    is_served: bool,
+}
+
+impl Cluster {
+    /// A cluster on the tests' API server, or on a real one by its kubeconfig. There, all is removed again on the way
+    /// out, whichever it is.
+    ///
+    /// # Errors
+    /// That the real server does not take the objects.
+    pub(super) fn make(workload: Workload, kubeconfig: Option<&Path>) -> Result<Self> {
+        let server = match kubeconfig {
+            None => Server::Tests(None),
+            Some(file) => Server::Real(Box::new(Real::connect(file)?)),
+        };
+        let mut cluster = Self {
+            workload,
+            server,
+            services: Vec::new(),
+        };
+        if let Server::Real(_) = cluster.server {
+            cluster.create_all()?;
+        }
+        Ok(cluster)
+    }
+
+    /// The name of the node that proxies run as.
+    pub(super) fn node(&self) -> &str {
+        match &self.server {
+            Server::Tests(_) => "node-1",
+            Server::Real(real) => real.node(),
+        }
+    }
+
+    /// Makes the server reachable in a namespace, and in no other. Writes a kubeconfig for proxies there, and returns
+    /// its path.
+    pub(super) fn attach(&mut self, netns: &Netns, directory: &Path) -> Result<PathBuf> {
+        let path = directory.join("kubeconfig");
+        let kubeconfig = match &mut self.server {
+            Server::Real(real) => real.attach(netns)?,
+            Server::Tests(server) => {
+                let listener = netns.enter(|| TcpListener::bind(ADDRESS))?;
+                if let Some(server) = server {
+                    server.stop();
+                    server.resume_on(listener);
+                    server.kubeconfig()
+                } else {
+                    let made = server.insert(ApiServer::serve_on(listener, Options::default()));
+                    made.create(&json!({
+                        "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" },
+                        "status": { "addresses": [{ "type": "InternalIP", "address": "192.168.0.1" }] },
+                    }));
+                    let kubeconfig = made.kubeconfig();
+                    self.create_all()?;
+                    kubeconfig
+                }
+            }
+        };
+        std::fs::write(&path, kubeconfig)?;
+        Ok(path)
+    }
+
+    /// The ClusterIP of a Service.
+    pub(super) fn cluster_ip(&self, number: usize) -> Ipv4Addr {
+        self.services[number].cluster_ip
+    }
+
+    /// How many Services there are.
+    pub(super) fn len(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Replaces the first endpoint of a Service by another.
+    pub(super) fn replace_endpoint(&mut self, number: usize) -> Result<()> {
+        self.services[number].version += 1;
+        self.write(number)
+    }
+
+    /// Takes all endpoints from a Service that has some, and gives them back to one that has none. Returns whether it
+    /// has some then.
+    pub(super) fn toggle(&mut self, number: usize) -> Result<bool> {
+        let state = &mut self.services[number];
+        state.is_served = !state.is_served;
+        let is_served = state.is_served;
+        self.write(number)?;
+        Ok(is_served)
+    }
+
+    /// Whether a Service has endpoints.
+    pub(super) fn is_served(&self, number: usize) -> bool {
+        self.services[number].is_served
+    }
+
+    /// Creates Services beyond those that are there, each with its slice.
+    pub(super) fn grow(&mut self, count: usize) -> Result<()> {
+        let first = self.services.len();
+        let numbers = first..first + count;
+        let objects = |number| {
+            [
+                self.workload.service(number),
+                self.workload.slice(number, 0),
+            ]
+        };
+        let addresses = match &mut self.server {
+            Server::Tests(server) => {
+                let server = server.as_ref().context("attached before")?;
+                let mut addresses = Vec::with_capacity(count);
+                for [service, slice] in numbers.map(objects) {
+                    server.create(&service);
+                    server.create(&slice);
+                    addresses.push(address(&service)?);
+                }
+                addresses
+            }
+            Server::Real(real) => real.create(numbers.map(objects).collect())?,
+        };
+        let state = |cluster_ip| State {
+            cluster_ip,
+            version: 0,
+            is_served: true,
+        };
+        self.services.extend(addresses.into_iter().map(state));
+        Ok(())
+    }
+
+    /// Deletes the last Services, then their slices.
+    pub(super) fn shrink(&mut self, count: usize) -> Result<()> {
+        let numbers = self.services.len() - count..self.services.len();
+        for number in numbers {
+            for (resource, name) in [
+                (Resource::Services, format!("svc-{number}")),
+                (Resource::EndpointSlices, format!("svc-{number}-abcde")),
+            ] {
+                match &self.server {
+                    Server::Tests(server) => {
+                        let server = server.as_ref().context("attached before")?;
+                        server.delete(resource, &namespace(number), &name);
+                    }
+                    Server::Real(real) => real.delete(resource, &namespace(number), &name)?,
+                }
+            }
+        }
+        self.services.truncate(self.services.len() - count);
+        Ok(())
+    }
+
+    fn create_all(&mut self) -> Result<()> {
+        self.grow(self.workload.services)
+    }
+
+    fn write(&self, number: usize) -> Result<()> {
+        let state = self.services[number];
+        let endpoints = if state.is_served {
+            self.workload.endpoints
+        } else {
+            0
+        };
+        let workload = Workload {
+            endpoints,
+            ..self.workload
+        };
+        let slice = workload.slice(number, state.version);
+        match &self.server {
+            Server::Tests(server) => {
+                server.as_ref().context("attached before")?.update(&slice);
+                Ok(())
+            }
+            Server::Real(real) => real.replace(slice),
+        }
+    }
+}
+
+/// The ClusterIP that a Service says.
+fn address(service: &Value) -> Result<Ipv4Addr> {
+    let text = service["spec"]["clusterIP"].as_str();
+    text.and_then(|text| text.parse().ok())
+        .with_context(|| format!("no IPv4 ClusterIP: {service}"))
+}

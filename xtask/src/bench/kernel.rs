@@ -1,0 +1,153 @@
+//! What the kernel holds: single elements of nftables maps, looked up over netlink.
+//!
+//! A lookup costs microseconds, whatever the size of the map, takes no lock that a transaction waits for
+//! (`NFT_MSG_GETSETELEM` runs under RCU), and asks both proxies the same: each has a map from ClusterIP, protocol and
+//! port of a Service that has endpoints to the chain that balances.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Result, bail, ensure};
+use netlink_packet_core::{NLA_F_NESTED, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
+use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use proxyd_tests::netns::Netns;
+
+// Defined in Linux: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h
+const NFT_MSG_NEWSETELEM: u16 = 0x0a0c;
+const NFT_MSG_GETSETELEM: u16 = 0x0a0d;
+const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_DATA_VALUE: u16 = 1;
+
+const AF_INET: u8 = 2;
+const IPPROTO_TCP: u8 = 6;
+const ENOENT: i32 = 2;
+
+/// The maps that proxies keep their Services in: table and map, both of family `ip`.
+const MAPS: [(&str, &str); 2] = [("proxyd", "services"), ("kube-proxy", "service-ips")];
+
+/// Looks Services up in the rules of one namespace.
+pub(super) struct Kernel {
+    socket: Socket,
+    map: (&'static str, &'static str),
+}
+
+impl Kernel {
+    /// Finds the proxy's map by a Service that it is known to hold.
+    ///
+    /// # Errors
+    /// That no proxy holds it.
+    pub(super) fn find(netns: &Netns, known: Ipv4Addr) -> Result<Self> {
+        let socket = netns.enter(|| -> Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            Ok(socket)
+        })?;
+        let mut kernel = Self {
+            socket,
+            map: MAPS[0],
+        };
+        for map in MAPS {
+            kernel.map = map;
+            if kernel.serves(known)? {
+                return Ok(kernel);
+            }
+        }
+        bail!("{known} is in no proxy's map of Services");
+    }
+
+    /// Whether TCP connections to port 80 of a ClusterIP are balanced: the Service is there, and has endpoints.
+    pub(super) fn serves(&self, cluster_ip: Ipv4Addr) -> Result<bool> {
+        let (table, map) = self.map;
+        self.socket.send(&request(table, map, cluster_ip), 0)?;
+        let (answer, _) = self.socket.recv_from_full()?;
+        let header = NetlinkBuffer::new_checked(&answer)?;
+        match header.message_type() {
+            NFT_MSG_NEWSETELEM => Ok(true),
+            NLMSG_ERROR => {
+                let code = answer.get(16..20).and_then(|bytes| bytes.try_into().ok());
+                let code = code.map(i32::from_ne_bytes);
+                // So it is also where there is no such table.
+                ensure!(code == Some(-ENOENT), "nf_tables answers {code:?}");
+                Ok(false)
+            }
+            other => bail!("nf_tables answers with a message of type {other:#x}"),
+        }
+    }
+}
+
+/// Each part of a concatenated key fills whole words.
+fn request(table: &str, map: &str, cluster_ip: Ipv4Addr) -> Vec<u8> {
+    let mut key = cluster_ip.octets().to_vec();
+    key.extend([IPPROTO_TCP, 0, 0, 0]);
+    key.extend([0, 80, 0, 0]);
+    let nested = |kind: u16, value: &[u8]| {
+        let mut attribute = Vec::new();
+        put(&mut attribute, kind | NLA_F_NESTED, value);
+        attribute
+    };
+    let mut value = Vec::new();
+    put(&mut value, NFTA_DATA_VALUE, &key);
+    let element = nested(NFTA_LIST_ELEM, &nested(NFTA_SET_ELEM_KEY, &value));
+    let mut buffer = vec![0; 16];
+    buffer.extend([AF_INET, 0, 0, 0]);
+    for (kind, name) in [
+        (NFTA_SET_ELEM_LIST_TABLE, table),
+        (NFTA_SET_ELEM_LIST_SET, map),
+    ] {
+        put(&mut buffer, kind, &[name.as_bytes(), &[0]].concat());
+    }
+    put(
+        &mut buffer,
+        NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED,
+        &element,
+    );
+    let length = u32::try_from(buffer.len()).expect("a request is short");
+    let mut header = NetlinkBuffer::new(&mut buffer);
+    header.set_length(length);
+    header.set_message_type(NFT_MSG_GETSETELEM);
+    header.set_flags(NLM_F_REQUEST);
+    buffer
+}
+
+/// Appends an attribute.
+pub(super) fn put(buffer: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).expect("an attribute is short");
+    buffer.extend(length.to_ne_bytes());
+    buffer.extend(kind.to_ne_bytes());
+    buffer.extend(value);
+    buffer.resize(buffer.len().next_multiple_of(4), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The tables of both proxies, as far as they matter here.
+    #[test]
+    fn services_with_endpoints_are_found_in_either_map() {
+        for (table, map) in MAPS {
+            let netns = Netns::new().unwrap();
+            let rules = format!(
+                "table ip {table} {{
+                    chain balance {{ }}
+                    map {map} {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+                }}
+                add element ip {table} {map} {{ 10.96.0.1 . tcp . 80 : goto balance }}
+                add element ip {table} {map} {{ 10.96.0.2 . udp . 80 : goto balance }}"
+            );
+            proxyd_tests::agent::nft(&netns, &["-f", "-"], &rules);
+            let [known, other] = [1, 2].map(|last| Ipv4Addr::new(10, 96, 0, last));
+            assert!(Kernel::find(&netns, other).is_err());
+            let kernel = Kernel::find(&netns, known).unwrap();
+            assert_eq!(kernel.map, (table, map));
+            assert!(kernel.serves(known).unwrap());
+            assert!(!kernel.serves(other).unwrap());
+            let gone = format!("delete element ip {table} {map} {{ 10.96.0.1 . tcp . 80 }}");
+            proxyd_tests::agent::nft(&netns, &["-f", "-"], &gone);
+            assert!(!kernel.serves(known).unwrap());
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! One proxy on one cluster: what is measured, in the order in which it is.
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use proxyd_tests::generation::Generation;
+use proxyd_tests::netns::Netns;
+
+use super::cluster::Cluster;
+use super::kernel::Kernel;
+use super::lag::{self, Pace};
+use super::process::Proxy;
+use super::report::Figures;
+use super::{CHANGE_PATIENCE, POLL_INTERVAL, percentile};
+
+/// How many Services are looked up to make sure that a proxy that says so is in sync.
+const SAMPLES: usize = 100;
+
+/// How often Services are made and deleted.
+const CHURN_ROUNDS: usize = 3;
+
+/// How long a peer may take for a change.
+const PEER_PATIENCE: Duration = Duration::from_secs(300);
+
+/// How much is measured.
+#[derive(Debug, Clone)]
+pub(super) struct Amounts {
+    /// How often the proxy is started, in a namespace of its own, and again where its rules are.
+    pub(super) rounds: usize,
+    /// How many changes one at a time.
+    pub(super) changes: usize,
+    /// For how long there must have been no transaction before a change is made. The peer deletes old chains a second
+    /// after a change, which must not be taken for the next one.
+    pub(super) settle: Duration,
+    /// How many changes in a row.
+    pub(super) burst: usize,
+    /// How many changes in a second, and for how long.
+    pub(super) rate: u32,
+    /// For how long.
+    pub(super) seconds: u32,
+    /// For how long it idles.
+    pub(super) idle: Duration,
+    /// How many Services are made and deleted at once.
+    pub(super) churn: usize,
+}
+
+/// Measures a proxy.
+pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -> Result<Figures> {
+    let directory = tempfile::tempdir()?;
+    let mut figures = Figures::default();
+    let (mut starts, mut resident) = (Vec::new(), Vec::new());
+    let mut last = None;
+    for _ in 0..amounts.rounds {
+        // The one before, and with it the rules of its namespace, has ended.
+        drop(last.take());
+        let node = Netns::new().context("making a network namespace needs root")?;
+        let kubeconfig = cluster.attach(&node, directory.path())?;
+        let name = cluster.node().to_owned();
+        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name))?;
+        starts.push(proxy.start);
+        let kernel = in_sync(&node, cluster)?;
+        resident.push(proxy.quiet_memory_mib()?);
+        last = Some((proxy, kernel, kubeconfig, node));
+    }
+    let (proxy, kernel, kubeconfig, node) = last.context("at least one round")?;
+    figures.start_ms = millis(percentile(&mut starts, 50));
+    resident.sort_unstable_by(f64::total_cmp);
+    figures.resident_mib = resident[resident.len() / 2];
+    let generation = Generation::of(&node)?;
+    one_at_a_time(&proxy, cluster, &generation, amounts, &mut figures)?;
+    in_a_row(&proxy, &kernel, cluster, amounts, &mut figures)?;
+    figures.resident_after_changes_mib = proxy.quiet_memory_mib()?;
+    idle(&proxy, amounts.idle, &mut figures)?;
+    churn(cluster, &kernel, amounts.churn, &mut figures)?;
+    figures.resident_after_churn_mib = proxy.quiet_memory_mib()?;
+    figures.peak_mib = proxy.peak_memory_mib()?;
+    proxy.end();
+    let mut restarts = Vec::new();
+    for _ in 0..amounts.rounds {
+        let before = generation.get()?;
+        let name = cluster.node().to_owned();
+        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name))?;
+        restarts.push(proxy.start);
+        proxy.wait_until_quiet()?;
+        let written = generation.get()?.wrapping_sub(before);
+        figures.restart_transactions = figures.restart_transactions.max(written);
+        proxy.end();
+    }
+    figures.restart_ms = millis(percentile(&mut restarts, 50));
+    Ok(figures)
+}
+
+/// Makes sure that the proxy is in sync as it said, by looking some Services up.
+fn in_sync(node: &Netns, cluster: &Cluster) -> Result<Kernel> {
+    let kernel = Kernel::find(node, cluster.cluster_ip(0))?;
+    let stride = cluster.len().div_ceil(SAMPLES);
+    for number in (0..cluster.len()).rev().step_by(stride) {
+        ensure!(
+            kernel.serves(cluster.cluster_ip(number))?,
+            "the proxy says that it is in sync, and Service {number} is not in the kernel"
+        );
+    }
+    Ok(kernel)
+}
+
+/// Replaces one endpoint at a time; each is timed from the API server's commit to the kernel's.
+fn one_at_a_time(
+    proxy: &Proxy,
+    cluster: &mut Cluster,
+    generation: &Generation,
+    amounts: &Amounts,
+    figures: &mut Figures,
+) -> Result<()> {
+    proxy.wait_until_quiet()?;
+    let before = proxy.cpu()?;
+    let mut latencies = Vec::new();
+    for round in 0..amounts.changes {
+        let before = settled(generation, amounts.settle)?;
+        // A stride that is prime to the number of Services visits them all.
+        let number = round * 7919 % cluster.len();
+        let started = Instant::now();
+        cluster.replace_endpoint(number)?;
+        let patience = CHANGE_PATIENCE.max(if amounts.settle.is_zero() {
+            Duration::ZERO
+        } else {
+            PEER_PATIENCE
+        });
+        while generation.get()? == before {
+            ensure!(
+                started.elapsed() < patience,
+                "change {round} did not reach the kernel"
+            );
+            thread::sleep(POLL_INTERVAL);
+        }
+        latencies.push(started.elapsed());
+    }
+    proxy.wait_until_quiet()?;
+    let used = proxy.cpu()? - before;
+    figures.change_p50_ms = millis(percentile(&mut latencies, 50));
+    figures.change_p90_ms = millis(percentile(&mut latencies, 90));
+    figures.change_p99_ms = millis(percentile(&mut latencies, 99));
+    figures.change_cpu_ms = millis(used) / amounts.changes as f64;
+    Ok(())
+}
+
+/// The generation number once it has not changed for a while.
+fn settled(generation: &Generation, settle: Duration) -> Result<u32> {
+    let mut number = generation.get()?;
+    let mut since = Instant::now();
+    while since.elapsed() < settle {
+        thread::sleep(settle / 100);
+        let now = generation.get()?;
+        if now != number {
+            (number, since) = (now, Instant::now());
+        }
+    }
+    Ok(number)
+}
+
+/// Changes without a pause: as fast as the server takes them, and at the rate that was asked for.
+fn in_a_row(
+    proxy: &Proxy,
+    kernel: &Kernel,
+    cluster: &mut Cluster,
+    amounts: &Amounts,
+    figures: &mut Figures,
+) -> Result<()> {
+    let pace = Pace {
+        changes: amounts.burst,
+        per_second: None,
+    };
+    let lag = lag::measure(cluster, kernel, pace)?;
+    figures.burst_changes_per_s = lag.per_second;
+    figures.burst_lag_p50_ms = millis(lag.p50);
+    figures.burst_lag_p99_ms = millis(lag.p99);
+    figures.burst_lag_max_ms = millis(lag.worst);
+    figures.burst_drained_ms = millis(lag.drained);
+    proxy.wait_until_quiet()?;
+    let before = proxy.cpu()?;
+    let pace = Pace {
+        changes: amounts.rate as usize * amounts.seconds as usize,
+        per_second: Some(amounts.rate),
+    };
+    let lag = lag::measure(cluster, kernel, pace)?;
+    proxy.wait_until_quiet()?;
+    figures.rate_asked_per_s = f64::from(amounts.rate);
+    figures.rate_changes_per_s = lag.per_second;
+    figures.rate_lag_p50_ms = millis(lag.p50);
+    figures.rate_lag_p99_ms = millis(lag.p99);
+    figures.rate_lag_max_ms = millis(lag.worst);
+    figures.rate_cpu_ms = millis(proxy.cpu()? - before) / pace.changes as f64;
+    Ok(())
+}
+
+/// What it uses while nothing happens.
+fn idle(proxy: &Proxy, time: Duration, figures: &mut Figures) -> Result<()> {
+    proxy.wait_until_quiet()?;
+    let (before, started) = (proxy.cpu()?, Instant::now());
+    thread::sleep(time);
+    let used = proxy.cpu()? - before;
+    figures.idle_cpu_ms_per_s = millis(used) / started.elapsed().as_secs_f64();
+    Ok(())
+}
+
+/// Makes Services and deletes them again, some times; the times are those of the last.
+fn churn(
+    cluster: &mut Cluster,
+    kernel: &Kernel,
+    count: usize,
+    figures: &mut Figures,
+) -> Result<()> {
+    for _ in 0..CHURN_ROUNDS {
+        let started = Instant::now();
+        cluster.grow(count)?;
+        let last = cluster.cluster_ip(cluster.len() - 1);
+        lag::wait_until(PEER_PATIENCE, || kernel.serves(last))?;
+        figures.churn_created_ms = millis(started.elapsed());
+        let started = Instant::now();
+        cluster.shrink(count)?;
+        lag::wait_until(PEER_PATIENCE, || Ok(!kernel.serves(last)?))?;
+        figures.churn_deleted_ms = millis(started.elapsed());
+    }
+    figures.churn_services = count;
+    Ok(())
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::workload::Workload;
+    use super::*;
+    use proxyd_tests::apiserver::{ApiServer, Options};
+    use serde_json::json;
+
+    fn check(cluster: &mut Cluster) {
+        let amounts = Amounts {
+            rounds: 2,
+            changes: 3,
+            settle: Duration::from_millis(1),
+            burst: 50,
+            rate: 200,
+            seconds: 1,
+            idle: Duration::from_millis(10),
+            churn: 5,
+        };
+        let binary = proxyd_tests::agent::binary();
+        let figures = measure(Path::new(&binary), cluster, &amounts).unwrap();
+        assert_eq!(figures.restart_transactions, 0);
+        let times = [
+            figures.start_ms,
+            figures.restart_ms,
+            figures.change_p50_ms,
+            figures.change_cpu_ms,
+            figures.burst_lag_p50_ms,
+            figures.rate_lag_max_ms,
+            figures.rate_cpu_ms,
+            figures.churn_created_ms,
+            figures.churn_deleted_ms,
+        ];
+        assert!(times.iter().all(|time| *time > 0.0), "{figures:?}");
+        assert!(figures.change_p50_ms <= figures.change_p99_ms);
+        assert!(figures.rate_changes_per_s <= 210.0, "{figures:?}");
+        assert!(figures.resident_mib > 1.0 && figures.peak_mib >= figures.resident_mib);
+        let all = 0..cluster.len();
+        assert_eq!(all.filter(|n| !cluster.is_served(*n)).count(), 0);
+    }
+
+    const SMALL: Workload = Workload {
+        services: 20,
+        endpoints: 3,
+    };
+
+    #[test]
+    fn proxy_is_measured_on_the_server_of_the_tests() {
+        check(&mut Cluster::make(SMALL, None).unwrap());
+    }
+
+    /// The tests' server stands for a real one.
+    #[test]
+    fn proxy_is_measured_on_a_server_outside_of_its_namespace() {
+        let server = ApiServer::start_with(Options {
+            service_cidr: Some("10.96.0.0/16".parse().unwrap()),
+            ..Options::default()
+        });
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "worker" } });
+        server.create(&node);
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(kubeconfig.path(), server.kubeconfig()).unwrap();
+        check(&mut Cluster::make(SMALL, Some(kubeconfig.path())).unwrap());
+    }
+}
