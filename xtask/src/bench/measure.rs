@@ -229,3 +229,68 @@ fn churn(
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::workload::Workload;
+    use super::*;
+    use proxyd_tests::apiserver::{ApiServer, Options};
+    use serde_json::json;
+
+    fn check(cluster: &mut Cluster) {
+        let amounts = Amounts {
+            rounds: 2,
+            changes: 3,
+            settle: Duration::from_millis(1),
+            burst: 50,
+            rate: 200,
+            seconds: 1,
+            idle: Duration::from_millis(10),
+            churn: 5,
+        };
+        let binary = proxyd_tests::agent::binary();
+        let figures = measure(Path::new(&binary), cluster, &amounts).unwrap();
+        assert_eq!(figures.restart_transactions, 0);
+        let times = [
+            figures.start_ms,
+            figures.restart_ms,
+            figures.change_p50_ms,
+            figures.change_cpu_ms,
+            figures.burst_lag_p50_ms,
+            figures.rate_lag_max_ms,
+            figures.rate_cpu_ms,
+            figures.churn_created_ms,
+            figures.churn_deleted_ms,
+        ];
+        assert!(times.iter().all(|time| *time > 0.0), "{figures:?}");
+        assert!(figures.change_p50_ms <= figures.change_p99_ms);
+        assert!(figures.rate_changes_per_s <= 210.0, "{figures:?}");
+        assert!(figures.resident_mib > 1.0 && figures.peak_mib >= figures.resident_mib);
+        let all = 0..cluster.len();
+        assert_eq!(all.filter(|n| !cluster.is_served(*n)).count(), 0);
+    }
+
+    const SMALL: Workload = Workload {
+        services: 20,
+        endpoints: 3,
+    };
+
+    #[test]
+    fn proxy_is_measured_on_the_server_of_the_tests() {
+        check(&mut Cluster::make(SMALL, None).unwrap());
+    }
+
+    /// The tests' server stands for a real one.
+    #[test]
+    fn proxy_is_measured_on_a_server_outside_of_its_namespace() {
+        let server = ApiServer::start_with(Options {
+            service_cidr: Some("10.96.0.0/16".parse().unwrap()),
+            ..Options::default()
+        });
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "worker" } });
+        server.create(&node);
+        let kubeconfig = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(kubeconfig.path(), server.kubeconfig()).unwrap();
+        check(&mut Cluster::make(SMALL, Some(kubeconfig.path())).unwrap());
+    }
+}

@@ -47,6 +47,7 @@ struct Chart {
     title: &'static str,
     ours: Points,
     peer: Points,
+    peer_name: String,
     published: &'static [(f64, f64)],
 }
 
@@ -69,10 +70,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
 /// The picture as text.
 fn svg(report: &Report) -> Result<String> {
     ensure!(!report.clusters.is_empty(), "the files hold no results");
+    let mut names = report
+        .clusters
+        .iter()
+        .filter_map(|results| results.peer_name.as_deref());
+    let peer_name = format!("{}, this machine", names.next().unwrap_or("peer"));
     let chart = |title, published, figure: fn(&Figures) -> f64| Chart {
         title,
         ours: points(report, |results| Some(figure(&results.proxyd))),
         peer: points(report, |results| results.peer.as_ref().map(figure)),
+        peer_name: peer_name.clone(),
         published,
     };
     let start = chart("Start to all rules in the kernel", PUBLISHED_START, |f| {
@@ -139,7 +146,7 @@ fn draw_chart(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn
         .draw()?;
     for (name, points, colour) in [
         ("proxyd", &*chart.ours, OURS),
-        ("kube-proxy, same machine", &*chart.peer, PEER),
+        (&chart.peer_name, &*chart.peer, PEER),
         (PUBLISHED, chart.published, ELSEWHERE),
     ] {
         if points.is_empty() {
@@ -214,6 +221,7 @@ mod tests {
                 endpoints: 5,
             },
             proxyd: figures(start_ms),
+            peer_name: peer.map(|_| "kube-proxy".to_owned()),
             peer: peer.map(figures),
             dry_run: None,
         }
@@ -245,9 +253,9 @@ mod tests {
         for text in ["proxyd", PUBLISHED, "10,000", "Services"] {
             assert!(alone.contains(text), "{text}: {alone}");
         }
-        assert!(!alone.contains("same machine"));
+        assert!(!alone.contains("this machine"));
         report.clusters.push(results(10_000, 500.0, Some(13_000.0)));
-        assert!(svg(&report).unwrap().contains("kube-proxy, same machine"));
+        assert!(svg(&report).unwrap().contains("kube-proxy, this machine"));
         assert!(svg(&Report::default()).is_err());
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Report {
     pub(super) cpus: usize,
     /// The kernel's release.
     pub(super) kernel: String,
+    /// The load of the machine before (proc_loadavg(5), one minute): other work on it spoils the figures.
+    pub(super) load_before: f64,
     /// One for each cluster.
     pub(super) clusters: Vec<Results>,
 }
@@ -28,7 +30,10 @@ pub(super) struct Results {
     pub(super) cluster: Workload,
     /// The figures of this proxy.
     pub(super) proxyd: Figures,
-    /// Those of another, on the same work.
+    /// The name of another program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) peer_name: Option<String>,
+    /// Its figures, on the same work.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) peer: Option<Figures>,
     /// What needs no cluster.
@@ -82,6 +87,11 @@ impl Report {
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
                 .trim()
                 .to_owned(),
+            load_before: fs::read_to_string("/proc/loadavg")?
+                .split(' ')
+                .next()
+                .context("/proc/loadavg is empty")?
+                .parse()?,
             clusters: Vec::new(),
         })
     }
@@ -208,7 +218,8 @@ pub(super) fn table(results: &Results) -> Table {
     table.load_style(presets::UTF8_FULL_CONDENSED);
     let mut header = vec![results.cluster.to_string(), "proxyd".to_owned()];
     if results.peer.is_some() {
-        header.extend(["peer".to_owned(), "peer / proxyd".to_owned()]);
+        let name = results.peer_name.clone();
+        header.extend([name.unwrap_or_default(), "that / proxyd".to_owned()]);
     }
     header.push("bar".to_owned());
     table.set_header(header);
@@ -284,6 +295,7 @@ mod tests {
                 resident_mib: 31.5,
                 ..Figures::default()
             },
+            peer_name: Some("kube-proxy".to_owned()),
             peer: Some(Figures {
                 start_ms: 13_800.0,
                 change_p50_ms: 3_500.0,
@@ -303,7 +315,7 @@ mod tests {
         };
         assert_eq!(
             row("start to full sync")[1..],
-            ["1250 ms", "13800 ms", "11.0 ×", "≤ 1000: MISSED by 25 %"]
+            ["1250 ms", "13800 ms", "11 ×", "≤ 1000: MISSED by 25 %"]
         );
         assert_eq!(row("at a restart")[1..], ["2", "0", "0 ×", "≤ 0: MISSED"]);
         assert_eq!(
@@ -321,6 +333,7 @@ mod tests {
         let report = Report {
             cpus: 2,
             kernel: "6.18".to_owned(),
+            load_before: 0.25,
             clusters: vec![results()],
         };
         let file = tempfile::NamedTempFile::new().unwrap();

@@ -21,6 +21,9 @@ use super::workload::Workload;
 /// How long a peer must have been silent before a change: kube-proxy deletes old chains a second after a change.
 const PEER_SETTLE: Duration = Duration::from_secs(2);
 
+/// A load from which on the machine is too busy to measure on.
+const BUSY: f64 = 0.5;
+
 /// What is measured, and how much of it.
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -83,6 +86,12 @@ pub(super) fn run(args: &Args, binary: &Path) -> Result<()> {
         is_there
     });
     let mut report = Report::new()?;
+    if report.load_before > BUSY {
+        println!(
+            "this machine is busy (load {}): all figures will be worse than they could be",
+            report.load_before
+        );
+    }
     for cluster in &args.clusters {
         ensure!(
             cluster.services >= FEWEST_SERVICES,
@@ -123,6 +132,9 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
     Ok(Results {
         cluster: workload,
         proxyd: figures(binary, &amounts)?,
+        peer_name: peer
+            .and_then(Path::file_name)
+            .map(|name| name.to_string_lossy().into_owned()),
         peer: peer.map(|peer| figures(peer, &of_peer)).transpose()?,
         dry_run: match args.kubeconfig {
             Some(_) => None,

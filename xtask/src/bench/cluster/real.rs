@@ -297,46 +297,68 @@ fn typed<T: DeserializeOwned>(object: Value) -> Result<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+    use proxyd_tests::apiserver::{ApiServer, Options};
+    use proxyd_tests::wait::eventually;
+    use tempfile::TempDir;
+
     use super::super::super::workload::Workload;
     use super::super::Cluster;
-    use proxyd_tests::apiserver::{ApiServer, Options};
-    use proxyd_tests::netns::Netns;
-    use serde_json::json;
+    use super::*;
 
-    /// The tests' server stands for a real one: it allocates addresses, and is outside of the namespace.
-    #[test]
-    fn real_server_is_left_as_it_was() {
+    const SMALL: Workload = Workload {
+        services: 60,
+        endpoints: 2,
+    };
+
+    /// Names the kubeconfig to a test that is started as a process of its own.
+    const VARIABLE: &str = "PROXYD_BENCH_TEST_KUBECONFIG";
+
+    /// The tests' server stands for a real one: it allocates addresses, and is outside of the proxy's namespace.
+    fn serve() -> (ApiServer, TempDir) {
         let options = Options {
             service_cidr: Some("10.96.0.0/16".parse().unwrap()),
             ..Options::default()
         };
         let server = ApiServer::start_with(options);
-        server.create(
-            &json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "worker" } }),
-        );
+        let node = json!({ "apiVersion": "v1", "kind": "Node", "metadata": { "name": "worker" } });
+        server.create(&node);
         let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("real"), server.kubeconfig()).unwrap();
+        (server, directory)
+    }
+
+    fn assert_as_it_was(server: &ApiServer) {
+        for (resource, count) in [
+            (Resource::Services, 0),
+            (Resource::EndpointSlices, 0),
+            (Resource::Namespaces, 0),
+            (Resource::Nodes, 1),
+        ] {
+            assert_eq!(server.objects(resource).len(), count, "{resource:?}");
+        }
+    }
+
+    #[test]
+    fn real_server_is_left_as_it_was() {
+        let (server, directory) = serve();
         let kubeconfig = directory.path().join("real");
-        std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let workload = Workload {
-            services: 60,
-            endpoints: 2,
-        };
-        let mut cluster = Cluster::make(workload, Some(&kubeconfig)).unwrap();
+        let mut cluster = Cluster::make(SMALL, Some(&kubeconfig)).unwrap();
         assert_eq!(cluster.node(), "worker");
-        let made = server.objects(super::Resource::Services);
+        let made = server.objects(Resource::Services);
         assert_eq!(made.len(), 60);
         assert_eq!(made[0]["spec"].get("selector"), None);
-        assert!(Cluster::make(workload, Some(&kubeconfig)).is_err());
-        assert_eq!(
-            server.objects(super::Resource::Services).len(),
-            60,
-            "who is refused removes nothing"
-        );
+        assert!(Cluster::make(SMALL, Some(&kubeconfig)).is_err());
+        let still = server.objects(Resource::Services).len();
+        assert_eq!(still, 60, "who is refused removes nothing");
 
         let netns = Netns::new().unwrap();
         let inside = cluster.attach(&netns, directory.path()).unwrap();
-        let inside: super::Kubeconfig =
-            serde_json::from_slice(&std::fs::read(inside).unwrap()).unwrap();
+        let inside: Kubeconfig = serde_json::from_slice(&std::fs::read(inside).unwrap()).unwrap();
         let inside = inside.clusters[0].cluster.as_ref().unwrap();
         let address = inside.server.as_ref().unwrap().strip_prefix("http://");
         let address = address.unwrap().parse().unwrap();
@@ -347,26 +369,47 @@ mod tests {
         assert!(!cluster.toggle(8).unwrap());
         cluster.grow(5).unwrap();
         cluster.shrink(5).unwrap();
-        let slices = server.objects(super::Resource::EndpointSlices);
+        let slices = server.objects(Resource::EndpointSlices);
         assert_eq!(slices.len(), 60);
-        let of = |name: &str| {
-            slices
-                .iter()
-                .find(|s| s["metadata"]["name"] == name)
-                .unwrap()
+        let named = |name: &str| {
+            let mut slices = slices.iter();
+            slices.find(|s| s["metadata"]["name"] == name).unwrap()
         };
-        let first = &of("svc-7-abcde")["endpoints"][0]["addresses"][0];
+        let first = &named("svc-7-abcde")["endpoints"][0]["addresses"][0];
         assert_eq!(*first, "10.1.7.202");
-        assert_eq!(of("svc-8-abcde")["endpoints"].as_array().unwrap().len(), 0);
+        assert_eq!(named("svc-8-abcde")["endpoints"], json!([]));
 
         drop(cluster);
-        for resource in [
-            super::Resource::Services,
-            super::Resource::EndpointSlices,
-            super::Resource::Namespaces,
-        ] {
-            assert_eq!(server.objects(resource), [json!(null); 0], "{resource:?}");
-        }
-        assert_eq!(server.objects(super::Resource::Nodes).len(), 1);
+        assert_as_it_was(&server);
+    }
+
+    #[test]
+    fn real_server_is_left_as_it_was_after_a_signal() {
+        let (server, directory) = serve();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .arg("--exact")
+            .arg("bench::cluster::real::tests::makes_a_cluster_and_waits")
+            .env(VARIABLE, directory.path().join("real"))
+            .spawn()
+            .unwrap();
+        let patience = Duration::from_secs(60);
+        eventually("all Services", patience, || {
+            server.objects(Resource::EndpointSlices).len() == SMALL.services
+        });
+        let pid = Pid::from_raw(child.id().try_into().unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        eventually("the end", patience, || child.try_wait().unwrap().is_some());
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert_as_it_was(&server);
+    }
+
+    /// Only the process that the test above starts has something to do.
+    #[test]
+    fn makes_a_cluster_and_waits() {
+        let Some(kubeconfig) = std::env::var_os(VARIABLE) else {
+            return;
+        };
+        let _cluster = Cluster::make(SMALL, Some(kubeconfig.as_ref())).unwrap();
+        std::thread::park();
     }
 }
