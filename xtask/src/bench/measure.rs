@@ -12,7 +12,7 @@ use super::cluster::Cluster;
 use super::kernel::Kernel;
 use super::lag::{self, Pace};
 use super::process::Proxy;
-use super::report::Figures;
+use super::report::{Figures, Repair};
 use super::{CHANGE_PATIENCE, POLL_INTERVAL, percentile};
 
 /// How many Services are looked up to make sure that a proxy that says so is in sync.
@@ -44,6 +44,8 @@ pub(super) struct Amounts {
     pub(super) idle: Duration,
     /// How many Services are made and deleted at once.
     pub(super) churn: usize,
+    /// Whether others change the rules. A peer may take an hour to notice.
+    pub(super) repairs: bool,
 }
 
 /// Measures a proxy.
@@ -75,6 +77,9 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
     idle(&proxy, amounts.idle, &mut figures)?;
     churn(cluster, &kernel, amounts.churn, &mut figures)?;
     figures.resident_after_churn_mib = proxy.quiet_memory_mib()?;
+    if amounts.repairs {
+        figures.repair = Some(repair(&node, cluster, &kernel)?);
+    }
     figures.peak_mib = proxy.peak_memory_mib()?;
     proxy.end();
     let mut restarts = Vec::new();
@@ -226,6 +231,35 @@ fn churn(
     Ok(())
 }
 
+/// Changes the rules as someone else; each time from that commit until what was lost is there again.
+fn repair(node: &Netns, cluster: &Cluster, kernel: &Kernel) -> Result<Repair> {
+    let generation = Generation::of(node)?;
+    let (first, last) = (cluster.cluster_ip(0), cluster.cluster_ip(cluster.len() - 1));
+    let time = |commands: &[&str]| -> Result<f64> {
+        settled(&generation, Duration::from_secs(1))?;
+        let before = generation.get()?;
+        let mut nft = node.spawn("nft", |command| {
+            command.args(commands);
+        })?;
+        lag::wait_until(CHANGE_PATIENCE, || Ok(generation.get()? != before))?;
+        let changed = Instant::now();
+        lag::wait_until(CHANGE_PATIENCE, || {
+            // Where rules were lost, the elements are there all the time.
+            let is_repaired = generation.get()?.wrapping_sub(before) > 1;
+            Ok(is_repaired && kernel.serves(first)? && kernel.serves(last)?)
+        })?;
+        let time = changed.elapsed();
+        ensure!(nft.wait()?.success(), "nft {commands:?}");
+        Ok(millis(time))
+    };
+    let element = format!("{{ {first} . tcp . 80 }}");
+    Ok(Repair {
+        element_ms: time(&["delete", "element", "ip", "proxyd", "services", &element])?,
+        flush_ms: time(&["flush", "ruleset"])?,
+        rule_ms: time(&["flush", "chain", "ip", "proxyd", "nat-prerouting"])?,
+    })
+}
+
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
@@ -247,6 +281,7 @@ mod tests {
             seconds: 1,
             idle: Duration::from_millis(10),
             churn: 5,
+            repairs: true,
         };
         let binary = proxyd_tests::agent::binary();
         let figures = measure(Path::new(&binary), cluster, &amounts).unwrap();

@@ -77,6 +77,19 @@ pub(super) struct Figures {
     pub(super) resident_after_changes_mib: f64,
     pub(super) resident_after_churn_mib: f64,
     pub(super) peak_mib: f64,
+    /// How soon what others change is put right.
+    pub(super) repair: Option<Repair>,
+}
+
+/// How long Services were without what someone else removed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(super) struct Repair {
+    /// One element of the map of Services.
+    pub(super) element_ms: f64,
+    /// Everything.
+    pub(super) flush_ms: f64,
+    /// The rules of a chain.
+    pub(super) rule_ms: f64,
 }
 
 impl Report {
@@ -233,6 +246,18 @@ pub(super) fn table(results: &Results) -> Table {
         }
         row.push((line.bar)(results.cluster).map_or_else(String::new, |bar| verdict(value, bar)));
         table.add_row(row);
+    }
+    if let Some(repair) = &results.proxyd.repair {
+        for (what, value) in [
+            ("an element that others deleted is back", repair.element_ms),
+            ("everything is back after a flush", repair.flush_ms),
+            ("a chain whose rules others flushed is back", repair.rule_ms),
+        ] {
+            let mut row = vec![what.to_owned(), with_unit(value, "ms")];
+            row.resize(if results.peer.is_some() { 4 } else { 2 }, String::new());
+            row.push(verdict(value, 100.0));
+            table.add_row(row);
+        }
     }
     if let Some(dry_run) = &results.dry_run {
         for (what, value) in [

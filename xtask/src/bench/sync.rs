@@ -118,10 +118,12 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
         seconds: args.seconds,
         idle: Duration::from_secs(args.idle.into()),
         churn: args.churn as usize,
+        repairs: true,
     };
     let of_peer = Amounts {
         changes: args.peer_changes as usize,
         settle: PEER_SETTLE,
+        repairs: false,
         ..amounts.clone()
     };
     let figures = |binary: &Path, amounts: &Amounts| {
