@@ -10,6 +10,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use futures::{StreamExt as _, stream};
+use serde_json::{Value, json as value};
 
 use super::object::Object;
 use super::query::{Features, Query, Read, WatchRequest, is_watch};
@@ -73,7 +74,14 @@ async fn answer(
     let body = to_bytes(body, MAX_BODY_BYTES).await;
     let body =
         body.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?;
-    if route.resource().is_some() && !accepts_json(&parts.headers) {
+    let is_get = parts.method == Method::GET;
+    if let (true, Route::Object(resource, key)) = (is_get, &route)
+        && accepts(&parts.headers, |form| form == Some("PartialObjectMetadata"))
+    {
+        let value = shared.store().get(*resource, key)?.value();
+        return Ok(json(200, only_metadata(&value).to_string()));
+    }
+    if route.resource().is_some() && !accepts(&parts.headers, |form| form.is_none()) {
         return Err(Status::not_acceptable());
     }
     match (parts.method.as_str(), route) {
@@ -126,22 +134,34 @@ async fn answer(
     }
 }
 
-/// Whether a client reads plain JSON. (`as` asks for tables or metadata, which this server does not make.)
-fn accepts_json(headers: &HeaderMap) -> bool {
+/// Whether a client reads JSON in a form that is fine: what it asks for by `as`, or nothing for the object itself.
+fn accepts(headers: &HeaderMap, is_fine: impl Fn(Option<&str>) -> bool) -> bool {
     let mut ranges = headers
         .get_all(ACCEPT)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .peekable();
-    let is_json = |range: &str| {
+    let is_accepted = |range: &str| {
         let mut parts = range.split(';').map(str::trim);
         matches!(
             parts.next(),
             Some("application/json" | "application/*" | "*/*")
-        ) && !parts.any(|parameter| parameter.starts_with("as="))
+        ) && is_fine(parts.find_map(|parameter| parameter.strip_prefix("as=")))
     };
-    ranges.peek().is_none() || ranges.any(is_json)
+    match ranges.peek() {
+        None => is_fine(None),
+        Some(_) => ranges.any(is_accepted),
+    }
+}
+
+/// An object's metadata by itself, as `PartialObjectMetadata` of `meta.k8s.io/v1`.
+fn only_metadata(object: &Value) -> Value {
+    value!({
+        "apiVersion": "meta.k8s.io/v1",
+        "kind": "PartialObjectMetadata",
+        "metadata": object["metadata"],
+    })
 }
 
 fn start_watch(

@@ -82,6 +82,19 @@ async fn client_that_reads_no_json_is_told_so() {
     }
 }
 
+#[tokio::test]
+async fn metadata_alone_is_told_to_who_asks_for_it() {
+    let tier = Tier::ours().await;
+    tier.create("web", "web").await;
+    let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let get = ("GET", "/api/v1/namespaces/test/services/web", "");
+    let (code, format, answer) = ask(&tier, accept, get, Vec::new()).await;
+    assert_eq!((code, &*format), (200, "application/json"));
+    assert_eq!(answer["kind"], "PartialObjectMetadata");
+    assert_eq!(answer["metadata"]["name"], "web");
+    assert!(answer.get("spec").is_none());
+}
+
 /// The streaming list of a reflector, with kube-proxy's selector.
 #[tokio::test]
 async fn reflector_streams_the_list_in_json() {
