@@ -23,6 +23,9 @@ use super::{LoggedRequest, Shared, discovery, watch, write};
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// What clients ask for who read the metadata of a list's objects and no more.
+const METADATA_LIST: &str = "PartialObjectMetadataList";
+
 /// Answers a request.
 pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
@@ -74,14 +77,10 @@ async fn answer(
     let body = to_bytes(body, MAX_BODY_BYTES).await;
     let body =
         body.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?;
-    let is_get = parts.method == Method::GET;
-    if let (true, Route::Object(resource, key)) = (is_get, &route)
-        && accepts(&parts.headers, |form| form == Some("PartialObjectMetadata"))
-    {
-        let value = shared.store().get(*resource, key)?.value();
-        return Ok(json(200, only_metadata(&value).to_string()));
-    }
-    if route.resource().is_some() && !accepts(&parts.headers, |form| form.is_none()) {
+    let only_metadata = accepts(&parts.headers, |form| form == Some(METADATA_LIST));
+    let is_list = matches!(route, Route::Collection(..)) && parts.method == Method::GET;
+    let is_answered = accepts(&parts.headers, |form| form.is_none()) || only_metadata && is_list;
+    if route.resource().is_some() && !is_answered {
         return Err(Status::not_acceptable());
     }
     match (parts.method.as_str(), route) {
@@ -99,6 +98,9 @@ async fn answer(
                 Read::List(request) => {
                     let cut = shared.faults().cut_list();
                     let page = shared.store().list(resource, &request)?;
+                    if only_metadata {
+                        return Ok(json(200, metadata_of(&page).to_string()));
+                    }
                     Ok(list(resource, page, cut))
                 }
                 Read::Watch(request) => start_watch(shared, resource, request),
@@ -155,12 +157,20 @@ fn accepts(headers: &HeaderMap, is_fine: impl Fn(Option<&str>) -> bool) -> bool 
     }
 }
 
-/// An object's metadata by itself, as `PartialObjectMetadata` of `meta.k8s.io/v1`.
-fn only_metadata(object: &Value) -> Value {
+/// The metadata of a list's objects, without the rest of them.
+fn metadata_of(page: &Page) -> Value {
+    let item = |object: &Arc<Object>| {
+        value!({
+            "apiVersion": "meta.k8s.io/v1",
+            "kind": "PartialObjectMetadata",
+            "metadata": object.value()["metadata"],
+        })
+    };
     value!({
         "apiVersion": "meta.k8s.io/v1",
-        "kind": "PartialObjectMetadata",
-        "metadata": object["metadata"],
+        "kind": METADATA_LIST,
+        "metadata": { "resourceVersion": page.version.to_string() },
+        "items": page.objects.iter().map(item).collect::<Vec<_>>(),
     })
 }
 

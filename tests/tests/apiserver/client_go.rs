@@ -86,13 +86,15 @@ async fn client_that_reads_no_json_is_told_so() {
 async fn metadata_alone_is_told_to_who_asks_for_it() {
     let tier = Tier::ours().await;
     tier.create("web", "web").await;
-    let accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
-    let get = ("GET", "/api/v1/namespaces/test/services/web", "");
-    let (code, format, answer) = ask(&tier, accept, get, Vec::new()).await;
+    let accept = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+    let list = ("GET", "/api/v1/namespaces/test/services", "");
+    let (code, format, answer) = ask(&tier, accept, list, Vec::new()).await;
     assert_eq!((code, &*format), (200, "application/json"));
-    assert_eq!(answer["kind"], "PartialObjectMetadata");
-    assert_eq!(answer["metadata"]["name"], "web");
-    assert!(answer.get("spec").is_none());
+    assert_eq!(answer["kind"], "PartialObjectMetadataList");
+    let item = &answer["items"][0];
+    assert_eq!(item["kind"], "PartialObjectMetadata");
+    assert_eq!(item["metadata"]["name"], "web");
+    assert!(item.get("spec").is_none());
 }
 
 /// The streaming list of a reflector, with kube-proxy's selector.

@@ -108,10 +108,17 @@ impl Cluster {
         self.services.len()
     }
 
-    /// Replaces the first endpoint of a Service by another.
-    pub(super) fn replace_endpoint(&mut self, number: usize) -> Result<()> {
+    /// How many endpoints a Service has.
+    pub(super) fn endpoints(&self) -> usize {
+        self.workload.endpoints
+    }
+
+    /// Replaces the first endpoint of a Service by another; returns the one before, and the new one.
+    pub(super) fn replace_endpoint(&mut self, number: usize) -> Result<[Ipv4Addr; 2]> {
+        let version = self.services[number].version;
         self.services[number].version += 1;
-        self.write(number)
+        self.write(number)?;
+        Ok([version, version + 1].map(|version| Workload::first_endpoint(number, version)))
     }
 
     /// Takes all endpoints from a Service that has some, and gives them back to one that has none. Returns whether it

@@ -2,12 +2,12 @@
 //!
 //! A lookup costs microseconds, whatever the size of the map, takes no lock that a transaction waits for
 //! (`NFT_MSG_GETSETELEM` runs under RCU), and asks both proxies the same: each has a map from ClusterIP, protocol and
-//! port of a Service that has endpoints to the chain that balances.
+//! port of a Service that has endpoints to the chain that balances. proxyd has one of single endpoints too.
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Result, bail, ensure};
-use netlink_packet_core::{NLA_F_NESTED, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
+use anyhow::{Context as _, Result, bail, ensure};
+use netlink_packet_core::{NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use proxyd_tests::netns::Netns;
 
@@ -19,7 +19,11 @@ const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_DATA_VALUE: u16 = 1;
+
+/// Those of netlink and of netfilter.
+const HEADERS_BYTES: usize = 20;
 
 const AF_INET: u8 = 2;
 const IPPROTO_TCP: u8 = 6;
@@ -27,6 +31,9 @@ const ENOENT: i32 = 2;
 
 /// The maps that proxies keep their Services in: table and map, both of family `ip`.
 const MAPS: [(&str, &str); 2] = [("proxyd", "services"), ("kube-proxy", "service-ips")];
+
+/// The map of proxyd from ClusterIP, protocol, port and index to an endpoint.
+const ENDPOINTS: (&str, &str) = ("proxyd", "endpoints");
 
 /// Looks Services up in the rules of one namespace.
 pub(super) struct Kernel {
@@ -60,39 +67,68 @@ impl Kernel {
 
     /// Whether TCP connections to port 80 of a ClusterIP are balanced: the Service is there, and has endpoints.
     pub(super) fn serves(&self, cluster_ip: Ipv4Addr) -> Result<bool> {
-        let (table, map) = self.map;
-        self.socket.send(&request(table, map, cluster_ip), 0)?;
+        Ok(self.look_up(self.map, &key(cluster_ip))?.is_some())
+    }
+
+    /// The endpoint with this index of the Service at port 80 of a ClusterIP, in proxyd's rules.
+    pub(super) fn endpoint(&self, cluster_ip: Ipv4Addr, index: u16) -> Result<Option<Ipv4Addr>> {
+        let mut key = key(cluster_ip);
+        key.extend(u32::from(index).to_ne_bytes());
+        let Some(answer) = self.look_up(ENDPOINTS, &key)? else {
+            return Ok(None);
+        };
+        let path = [
+            NFTA_SET_ELEM_LIST_ELEMENTS,
+            NFTA_LIST_ELEM,
+            NFTA_SET_ELEM_DATA,
+            NFTA_DATA_VALUE,
+        ];
+        let attributes = answer.get(HEADERS_BYTES..).unwrap_or_default();
+        let value = path
+            .iter()
+            .try_fold(attributes, |bytes, kind| get(bytes, *kind));
+        let octets: Option<[u8; 4]> = value.and_then(|value| value.get(..4)?.try_into().ok());
+        Ok(Some(octets.context("an element without data")?.into()))
+    }
+
+    /// The kernel's answer about an element, if there is one.
+    fn look_up(&self, (table, map): (&str, &str), key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.socket.send(&request(table, map, key), 0)?;
         let (answer, _) = self.socket.recv_from_full()?;
         let header = NetlinkBuffer::new_checked(&answer)?;
         match header.message_type() {
-            NFT_MSG_NEWSETELEM => Ok(true),
+            NFT_MSG_NEWSETELEM => Ok(Some(answer)),
             NLMSG_ERROR => {
                 let code = answer.get(16..20).and_then(|bytes| bytes.try_into().ok());
                 let code = code.map(i32::from_ne_bytes);
                 // So it is also where there is no such table.
                 ensure!(code == Some(-ENOENT), "nf_tables answers {code:?}");
-                Ok(false)
+                Ok(None)
             }
             other => bail!("nf_tables answers with a message of type {other:#x}"),
         }
     }
 }
 
-/// Each part of a concatenated key fills whole words.
-fn request(table: &str, map: &str, cluster_ip: Ipv4Addr) -> Vec<u8> {
+/// The key of TCP port 80 of an address: each part of a concatenation fills whole words.
+fn key(cluster_ip: Ipv4Addr) -> Vec<u8> {
     let mut key = cluster_ip.octets().to_vec();
     key.extend([IPPROTO_TCP, 0, 0, 0]);
     key.extend([0, 80, 0, 0]);
+    key
+}
+
+fn request(table: &str, map: &str, key: &[u8]) -> Vec<u8> {
     let nested = |kind: u16, value: &[u8]| {
         let mut attribute = Vec::new();
         put(&mut attribute, kind | NLA_F_NESTED, value);
         attribute
     };
     let mut value = Vec::new();
-    put(&mut value, NFTA_DATA_VALUE, &key);
+    put(&mut value, NFTA_DATA_VALUE, key);
     let element = nested(NFTA_LIST_ELEM, &nested(NFTA_SET_ELEM_KEY, &value));
-    let mut buffer = vec![0; 16];
-    buffer.extend([AF_INET, 0, 0, 0]);
+    let mut buffer = vec![0; HEADERS_BYTES];
+    buffer[16] = AF_INET;
     for (kind, name) in [
         (NFTA_SET_ELEM_LIST_TABLE, table),
         (NFTA_SET_ELEM_LIST_SET, map),
@@ -110,6 +146,20 @@ fn request(table: &str, map: &str, cluster_ip: Ipv4Addr) -> Vec<u8> {
     header.set_message_type(NFT_MSG_GETSETELEM);
     header.set_flags(NLM_F_REQUEST);
     buffer
+}
+
+/// The value of the first attribute of a kind.
+fn get(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
+    loop {
+        let (length, rest) = bytes.split_first_chunk()?;
+        let (found, _) = rest.split_first_chunk()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let value = bytes.get(4..length)?;
+        if u16::from_ne_bytes(*found) & NLA_TYPE_MASK == kind {
+            return Some(value);
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..)?;
+    }
 }
 
 /// Appends an attribute.
@@ -149,5 +199,25 @@ mod tests {
             proxyd_tests::agent::nft(&netns, &["-f", "-"], &gone);
             assert!(!kernel.serves(known).unwrap());
         }
+    }
+
+    #[test]
+    fn endpoints_are_looked_up_by_their_index() {
+        let netns = Netns::new().unwrap();
+        let rules = "table ip proxyd {
+                chain balance { }
+                map services { type ipv4_addr . inet_proto . inet_service : verdict; }
+                map endpoints {
+                    typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport
+                }
+            }
+            add element ip proxyd services { 10.96.0.1 . tcp . 80 : goto balance }
+            add element ip proxyd endpoints { 10.96.0.1 . tcp . 80 . 3 : 10.1.2.3 . 8080 }";
+        proxyd_tests::agent::nft(&netns, &["-f", "-"], rules);
+        let service = Ipv4Addr::new(10, 96, 0, 1);
+        let kernel = Kernel::find(&netns, service).unwrap();
+        let endpoint = Some(Ipv4Addr::new(10, 1, 2, 3));
+        assert_eq!(kernel.endpoint(service, 3).unwrap(), endpoint);
+        assert_eq!(kernel.endpoint(service, 0).unwrap(), None);
     }
 }

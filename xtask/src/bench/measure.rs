@@ -10,7 +10,7 @@ use proxyd_tests::netns::Netns;
 
 use super::cluster::Cluster;
 use super::kernel::Kernel;
-use super::lag::{self, Pace};
+use super::lag::{self, Marks, Pace};
 use super::process::Proxy;
 use super::report::{Figures, Repair};
 use super::{CHANGE_PATIENCE, POLL_INTERVAL, percentile};
@@ -34,6 +34,8 @@ pub(super) struct Amounts {
     /// For how long there must have been no transaction before a change is made. The peer deletes old chains a second
     /// after a change, which must not be taken for the next one.
     pub(super) settle: Duration,
+    /// How changes in a row are seen.
+    pub(super) marks: Marks,
     /// How many changes in a row.
     pub(super) burst: usize,
     /// How many changes in a second, and for how long.
@@ -175,6 +177,7 @@ fn in_a_row(
     let pace = Pace {
         changes: amounts.burst,
         per_second: None,
+        marks: amounts.marks,
     };
     let lag = lag::measure(cluster, kernel, pace)?;
     figures.burst_changes_per_s = lag.per_second;
@@ -187,6 +190,7 @@ fn in_a_row(
     let pace = Pace {
         changes: amounts.rate as usize * amounts.seconds as usize,
         per_second: Some(amounts.rate),
+        marks: amounts.marks,
     };
     let lag = lag::measure(cluster, kernel, pace)?;
     proxy.wait_until_quiet()?;
@@ -271,11 +275,12 @@ mod tests {
     use proxyd_tests::apiserver::{ApiServer, Options};
     use serde_json::json;
 
-    fn check(cluster: &mut Cluster) {
+    fn check(cluster: &mut Cluster, marks: Marks) {
         let amounts = Amounts {
             rounds: 2,
             changes: 3,
             settle: Duration::from_millis(1),
+            marks,
             burst: 50,
             rate: 200,
             seconds: 1,
@@ -312,7 +317,7 @@ mod tests {
 
     #[test]
     fn proxy_is_measured_on_the_server_of_the_tests() {
-        check(&mut Cluster::make(SMALL, None).unwrap());
+        check(&mut Cluster::make(SMALL, None).unwrap(), Marks::Endpoint);
     }
 
     /// The tests' server stands for a real one.
@@ -326,6 +331,7 @@ mod tests {
         server.create(&node);
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(kubeconfig.path(), server.kubeconfig()).unwrap();
-        check(&mut Cluster::make(SMALL, Some(kubeconfig.path())).unwrap());
+        let mut cluster = Cluster::make(SMALL, Some(kubeconfig.path())).unwrap();
+        check(&mut cluster, Marks::Service);
     }
 }

@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 
 use super::cluster::Cluster;
 use super::dry_run;
-use super::lag::FEWEST_SERVICES;
+use super::lag::{FEWEST_SERVICES, Marks};
 use super::measure::{Amounts, measure};
 use super::report::{Report, Results, table};
 use super::workload::Workload;
@@ -26,6 +26,7 @@ const BUSY: f64 = 0.5;
 
 /// What is measured, and how much of it.
 #[derive(clap::Args)]
+#[group(id = "sync")]
 pub(super) struct Args {
     /// Clusters to measure: Services × endpoints of each.
     #[arg(default_values = ["1000x10", "10000x5", "10000x10"], value_name = "SERVICESxENDPOINTS")]
@@ -113,6 +114,7 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
         rounds: args.rounds as usize,
         changes: args.changes as usize,
         settle: Duration::ZERO,
+        marks: Marks::Endpoint,
         burst: args.burst as usize,
         rate: args.rate,
         seconds: args.seconds,
@@ -124,6 +126,7 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
         changes: args.peer_changes as usize,
         settle: PEER_SETTLE,
         repairs: false,
+        marks: Marks::Service,
         ..amounts.clone()
     };
     let figures = |binary: &Path, amounts: &Amounts| {

@@ -1,6 +1,7 @@
 //! Made-up clusters of a given size, as objects for the API server and as one YAML file.
 
 use std::fmt::{self, Write as _};
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -38,16 +39,27 @@ impl Workload {
         })
     }
 
+    /// The first endpoint of the Service with this number, in a version of its slice.
+    pub(crate) fn first_endpoint(number: usize, version: usize) -> Ipv4Addr {
+        let octet = |value: usize| u8::try_from(value).expect("there are at most 50,000 Services");
+        Ipv4Addr::new(
+            10,
+            octet(1 + number / 250),
+            octet(number % 250),
+            octet(201 + version % 50),
+        )
+    }
+
     /// The slice of the Service with this number; each version has another first endpoint.
     pub(crate) fn slice(self, number: usize, version: usize) -> Value {
         let endpoint = |index: usize| {
-            let last = if index == 0 {
-                201 + version % 50
+            let address = if index == 0 {
+                Self::first_endpoint(number, version).to_string()
             } else {
-                index
+                format!("10.{}.{}.{index}", 1 + number / 250, number % 250)
             };
             json!({
-                "addresses": [format!("10.{}.{}.{last}", 1 + number / 250, number % 250)],
+                "addresses": [address],
                 "conditions": { "ready": true, "serving": true, "terminating": false },
                 "nodeName": format!("node-{}", index % 50),
                 "targetRef": { "kind": "Pod", "name": format!("svc-{number}-{index}"), "namespace": namespace(number) },
