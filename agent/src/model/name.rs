@@ -1,20 +1,24 @@
 //! Names of Kubernetes objects: `namespace/name`.
 
-use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
+/// Stands between namespace and name: neither holds one, and it is less than any other letter, so that comparing
+/// the whole text compares the namespaces first. (A `/` would not do: `a-b` would come before `a`.)
+const SEPARATOR: char = '\0';
+
 /// The namespace and name of an object; cheap to copy. Objects without a namespace have an empty one.
 ///
-/// Orders by namespace, then name, as `kubectl get -A` does.
-#[derive(Clone, PartialEq, Eq, Hash)]
+/// Orders by namespace, then name, as `kubectl get -A` does. Names are keys of large ordered maps, so they are compared as
+/// they are and never taken apart for that.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName(Arc<str>);
 
 impl ObjectName {
-    /// Joins a namespace and a name. Neither can hold a `/` in Kubernetes; one that does is kept as it
+    /// Joins a namespace and a name. Neither can hold a NUL in Kubernetes; one that does is kept as it
     /// is and only prints oddly.
     pub fn new(namespace: &str, name: &str) -> Self {
-        Self(format!("{namespace}/{name}").into())
+        Self(format!("{namespace}{SEPARATOR}{name}").into())
     }
 
     /// The namespace; empty for an object of the whole cluster.
@@ -28,30 +32,47 @@ impl ObjectName {
     }
 
     fn split(&self) -> (&str, &str) {
-        self.0.split_once('/').unwrap_or(("", &self.0))
-    }
-}
-
-impl Ord for ObjectName {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.split().cmp(&other.split())
-    }
-}
-
-impl PartialOrd for ObjectName {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
+        self.0.split_once(SEPARATOR).unwrap_or(("", &self.0))
     }
 }
 
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.strip_prefix('/').unwrap_or(&self.0))
+        match self.split() {
+            ("", name) => f.write_str(name),
+            (namespace, name) => write!(f, "{namespace}/{name}"),
+        }
     }
 }
 
 impl fmt::Debug for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namespaces_are_compared_before_names() {
+        let names = [
+            ("", "z"),
+            ("a", "b"),
+            ("a", "b-c"),
+            ("a", "b.c"),
+            ("a", "ba"),
+            ("a-b", "a"),
+            ("a.b", "a"),
+            ("ab", "a"),
+        ];
+        let sorted = names.map(|(namespace, name)| ObjectName::new(namespace, name));
+        assert!(sorted.is_sorted(), "{sorted:?}");
+        for (object, (namespace, name)) in sorted.iter().zip(names) {
+            assert_eq!((object.namespace(), object.name()), (namespace, name));
+        }
+        assert_eq!(sorted[0].to_string(), "z");
+        assert_eq!(sorted[5].to_string(), "a-b/a");
     }
 }

@@ -145,19 +145,22 @@ const fn bar(line: Line, bar: fn(Workload) -> Option<f64>) -> Line {
     Line { bar, ..line }
 }
 
-/// The bars are those of the project's plan: 1.0 s and 5 s to start, and so on.
+/// The bars are those of the project's plan, for the clusters that it names and for smaller ones.
 const LINES: &[Line] = &[
     bar(
         line("start to full sync", "ms", |f| f.start_ms),
-        |w| match w.services {
-            ..=10_000 => Some(1_000.0),
-            10_001..=45_000 => Some(5_000.0),
+        |w| match (w.services, w.endpoints) {
+            (..=1_000, ..=10) | (..=10_000, ..=5) => Some(1_000.0),
+            (..=45_000, ..=5) => Some(5_000.0),
             _ => None,
         },
     ),
     bar(
         line("restart, the rules present", "ms", |f| f.restart_ms),
-        |w| (w.services <= 10_000).then_some(1_000.0),
+        |w| match (w.services, w.endpoints) {
+            (..=1_000, ..=10) | (..=10_000, ..=5) => Some(1_000.0),
+            _ => None,
+        },
     ),
     bar(
         line("transactions at a restart", "", |f| {
