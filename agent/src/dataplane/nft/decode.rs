@@ -1,19 +1,19 @@
 //! The kernel's answers → what it holds.
 //!
-//! Pure. `None` means that something is not of the kind that proxyd writes. Elements are taken apart one by one:
-//! the crate's type for a whole list of them takes time that grows with the square of the list (0.4.0 prints
-//! the list into an error message that it then does not need, once for each element).
+//! Pure. `None` means that something is not of the kind that proxyd writes. Elements are taken apart by hand, where they
+//! lie: the crate's type for a list of them takes time that grows with the square of the list (0.4.0 prints the list into
+//! an error message that it then does not need, once for each element), and its type for one takes memory for each part.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NlasIterator, Parseable as _};
+use netlink_packet_core::{
+    NLA_HEADER_SIZE, NetlinkDeserializable, NetlinkHeader, NlaBuffer, NlasIterator, Parseable as _,
+};
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, GenAttribute, GenMessage, ListAttribute,
-    SetElementAttribute, SetElementFlags, TableAttribute, TableMessage, Verdict as NlVerdict,
-    VerdictAttribute,
+    ChainAttribute, ChainMessage, GenAttribute, GenMessage, TableAttribute, TableMessage,
 };
 
 use super::elements::Set;
@@ -27,7 +27,18 @@ use crate::plan::{Backend, Member};
 
 // Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_FLAGS: u16 = 3;
+const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_VERDICT_CHAIN: u16 = 2;
+const NFT_GOTO: i32 = -4;
 
 /// The length of the header before a message's attributes: `struct nfgenmsg`.
 const NETFILTER_HEADER_LENGTH: usize = 4;
@@ -104,21 +115,91 @@ pub(super) fn made_chain(answer: &Answer) -> Option<Chain> {
     (is_ours && chain != Chain::Reject).then_some(chain)
 }
 
-/// Calls `note` with the attributes of each element of one message of a set's dump.
-fn each_element(
-    answer: &Answer,
-    mut note: impl FnMut(&[SetElementAttribute]) -> Option<()>,
-) -> Option<()> {
+/// One element, as far as it is of interest.
+#[derive(Debug, Default)]
+struct Element<'a> {
+    key: &'a [u8],
+    /// The last key of an interval.
+    last: Option<&'a [u8]>,
+    /// What a data map gives.
+    data: Option<&'a [u8]>,
+    /// What a verdict map gives: the code, and the chain to go on in.
+    verdict: Option<(i32, Option<&'a str>)>,
+    /// Whether it is the first address after an interval.
+    is_end: bool,
+    /// How long it is still there.
+    left: Option<Duration>,
+}
+
+impl<'a> Element<'a> {
+    fn parse(attributes: &'a [u8]) -> Option<Self> {
+        let mut element = Self::default();
+        for attribute in NlasIterator::new(attributes) {
+            let (kind, value) = kind_and_value(attribute.ok()?)?;
+            match kind {
+                NFTA_SET_ELEM_KEY => element.key = child(value, NFTA_DATA_VALUE)?,
+                NFTA_SET_ELEM_KEY_END => element.last = Some(child(value, NFTA_DATA_VALUE)?),
+                NFTA_SET_ELEM_DATA => {
+                    element.data = child(value, NFTA_DATA_VALUE);
+                    element.verdict = child(value, NFTA_DATA_VERDICT).and_then(verdict);
+                }
+                NFTA_SET_ELEM_FLAGS => {
+                    let flags = u32::from_be_bytes(value.try_into().ok()?);
+                    element.is_end = flags & NFT_SET_ELEM_INTERVAL_END != 0;
+                }
+                NFTA_SET_ELEM_EXPIRATION => {
+                    let milliseconds = u64::from_be_bytes(value.try_into().ok()?);
+                    element.left = Some(Duration::from_millis(milliseconds));
+                }
+                _ => {}
+            }
+        }
+        (!element.key.is_empty()).then_some(element)
+    }
+
+    /// The chain to go on in.
+    fn goto(&self) -> Option<Chain> {
+        match self.verdict? {
+            (NFT_GOTO, Some(chain)) => Chain::parse(chain),
+            _ => None,
+        }
+    }
+}
+
+/// The value of the first attribute of a kind.
+fn child(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+    NlasIterator::new(attributes)
+        .map_while(|attribute| kind_and_value(attribute.ok()?))
+        .find_map(|(found, value)| (found == kind).then_some(value))
+}
+
+/// The kind and the value of an attribute, which outlives it.
+fn kind_and_value(attribute: NlaBuffer<&[u8]>) -> Option<(u16, &[u8])> {
+    let (kind, length) = (attribute.kind(), attribute.value_length());
+    let value = attribute.into_inner().get(NLA_HEADER_SIZE..)?;
+    Some((kind, value.get(..length)?))
+}
+
+fn verdict(attributes: &[u8]) -> Option<(i32, Option<&str>)> {
+    let code = i32::from_be_bytes(child(attributes, NFTA_VERDICT_CODE)?.try_into().ok()?);
+    let chain = child(attributes, NFTA_VERDICT_CHAIN)
+        .and_then(|name| std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).ok());
+    Some((code, chain))
+}
+
+/// Calls `note` with each element of one message of a set's dump.
+fn each_element(answer: &Answer, mut note: impl FnMut(&Element<'_>) -> Option<()>) -> Option<()> {
     for attribute in NlasIterator::new(&answer.0) {
         let attribute = attribute.ok()?;
         if attribute.kind() != NFTA_SET_ELEM_LIST_ELEMENTS {
             continue;
         }
         for element in NlasIterator::new(attribute.value()) {
-            match ListAttribute::<SetElementAttribute>::parse(&element.ok()?).ok()? {
-                ListAttribute::Element(attributes) => note(&attributes)?,
-                _ => return None,
+            let element = element.ok()?;
+            if element.kind() != NFTA_LIST_ELEM {
+                return None;
             }
+            note(&Element::parse(element.value())?)?;
         }
     }
     Some(())
@@ -147,7 +228,7 @@ impl Reading {
 
     /// Adds the elements of one message of a set's dump.
     pub(super) fn note(&mut self, set: Set, answer: &Answer) -> Option<()> {
-        each_element(answer, |attributes| self.note_element(set, attributes))
+        each_element(answer, |element| self.note_element(set, element))
     }
 
     /// Everything that the table holds.
@@ -179,16 +260,14 @@ impl Reading {
         self.affinities.is_empty().then_some(self.held)
     }
 
-    fn note_element(&mut self, set: Set, attributes: &[SetElementAttribute]) -> Option<()> {
+    fn note_element(&mut self, set: Set, element: &Element<'_>) -> Option<()> {
         let family = self.family;
-        let mut key = attributes.iter().find_map(|attribute| match attribute {
-            SetElementAttribute::Key(DataAttribute::Value(bytes)) => Some(Reader { bytes, family }),
-            _ => None,
-        })?;
+        let reader = |bytes| Reader { bytes, family };
+        let mut key = reader(element.key);
         let member = match set {
             Set::Affinities | Set::NodePortAffinities => {
                 let frontend = key.frontend(set == Set::Affinities)?;
-                let Some(Chain::Remember(timeout)) = goto_of(attributes) else {
+                let Some(Chain::Remember(timeout)) = element.goto() else {
                     return None;
                 };
                 self.affinities.insert(frontend, timeout);
@@ -196,26 +275,20 @@ impl Reading {
             }
             Set::Services | Set::NodePorts | Set::NoEndpoints | Set::NoEndpointNodePorts => {
                 let frontend = key.frontend(matches!(set, Set::Services | Set::NoEndpoints))?;
-                return self.note_verdict(set, frontend, attributes);
+                return self.note_verdict(set, frontend, element);
             }
             Set::Endpoints | Set::NodePortEndpoints => {
                 let frontend = key.frontend(set == Set::Endpoints)?;
                 let index = key.index()?;
-                let mut data = attributes.iter().find_map(|attribute| match attribute {
-                    SetElementAttribute::Data(DataAttribute::Value(bytes)) => {
-                        Some(Reader { bytes, family })
-                    }
-                    _ => None,
-                })?;
+                let mut data = reader(element.data?);
                 let (ip, port) = (data.ip()?, data.port()?);
                 let slot = Slot { frontend, index };
                 self.held.set_backend(slot, Some(Backend { ip, port }));
                 return Some(());
             }
             Set::ServiceNetworks | Set::PodNetworks => {
-                let end = SetElementAttribute::Flags(SetElementFlags::IntervalEnd);
                 let bounds = self.bounds.entry(set).or_default();
-                bounds.push((key.ip()?, attributes.contains(&end)));
+                bounds.push((key.ip()?, element.is_end));
                 return Some(());
             }
             Set::Hairpin => {
@@ -227,10 +300,7 @@ impl Reading {
             Set::Guarded => Member::Guarded(key.frontend(true)?),
             Set::AllowedSources => {
                 let (frontend, first) = (key.frontend(true)?, key.ip()?);
-                let mut end = Reader {
-                    bytes: &key_end(attributes)?,
-                    family,
-                };
+                let mut end = reader(element.last?);
                 end.frontend(true)?;
                 let last = IpNet::from(end.ip()?);
                 Member::AllowedSource(frontend, network(first, after(&last))?)
@@ -240,17 +310,12 @@ impl Reading {
         Some(())
     }
 
-    fn note_verdict(
-        &mut self,
-        set: Set,
-        frontend: Frontend,
-        attributes: &[SetElementAttribute],
-    ) -> Option<()> {
+    fn note_verdict(&mut self, set: Set, frontend: Frontend, element: &Element<'_>) -> Option<()> {
         let is_refused = matches!(set, Set::NoEndpoints | Set::NoEndpointNodePorts);
-        let chain = goto_of(attributes);
+        let chain = element.goto();
         let verdict = match chain {
             None => {
-                is_drop(attributes).then_some(())?;
+                (element.verdict?.0.cast_unsigned() == NF_DROP).then_some(())?;
                 Verdict::Drop
             }
             Some(Chain::Reject) => Verdict::Reject,
@@ -294,36 +359,19 @@ pub(super) struct Choice {
 pub(super) fn choices(answer: &Answer, family: Family) -> Vec<Choice> {
     let mut choices = Vec::new();
     // Each is taken for itself, so none ends the others.
-    each_element(answer, |attributes| {
-        choices.extend(choice(attributes, family));
+    each_element(answer, |element| {
+        choices.extend(choice(element, family));
         Some(())
     });
     choices
 }
 
-fn choice(attributes: &[SetElementAttribute], family: Family) -> Option<Choice> {
-    let value =
-        |wanted: fn(&SetElementAttribute) -> Option<&Vec<u8>>| attributes.iter().find_map(wanted);
-    let bytes = value(|attribute| match attribute {
-        SetElementAttribute::Key(DataAttribute::Value(bytes)) => Some(bytes),
-        _ => None,
-    })?;
-    let data = value(|attribute| match attribute {
-        SetElementAttribute::Data(DataAttribute::Value(bytes)) => Some(bytes),
-        _ => None,
-    })?;
-    let left = attributes.iter().find_map(|attribute| match attribute {
-        SetElementAttribute::Expiration(milliseconds) => Some(Duration::from_millis(*milliseconds)),
-        _ => None,
-    });
-    let mut key = Reader { bytes, family };
-    let mut data = Reader {
-        bytes: data,
-        family,
-    };
+fn choice(element: &Element<'_>, family: Family) -> Option<Choice> {
+    let reader = |bytes| Reader { bytes, family };
+    let (mut key, mut data) = (reader(element.key), reader(element.data?));
     key.ip()?;
     Some(Choice {
-        key: bytes.clone(),
+        key: element.key.to_vec(),
         called: key.ip()?,
         protocol: key.protocol()?,
         port: key.port()?,
@@ -332,7 +380,7 @@ fn choice(attributes: &[SetElementAttribute], family: Family) -> Option<Choice> 
             port: data.port()?,
         },
         // One without a time is remembered for ever.
-        left: left.unwrap_or(Duration::MAX),
+        left: element.left.unwrap_or(Duration::MAX),
     })
 }
 
@@ -342,42 +390,6 @@ fn network(first: IpAddr, end: Option<IpAddr>) -> Option<IpNet> {
     let candidates = (0..=bits).filter_map(|prefix| IpNet::new(first, prefix).ok());
     let mut exact = candidates.filter(|net| net.network() == first && after(net) == end);
     exact.next()
-}
-
-fn key_end(attributes: &[SetElementAttribute]) -> Option<Vec<u8>> {
-    use netlink_packet_core::Nla as _;
-    let parts = attributes.iter().find_map(|attribute| match attribute {
-        SetElementAttribute::KeyEnd(parts) => Some(parts),
-        _ => None,
-    })?;
-    let value = parts.iter().find(|part| part.kind() == NFTA_DATA_VALUE)?;
-    let mut bytes = vec![0; value.value_len()];
-    value.emit_value(&mut bytes);
-    Some(bytes)
-}
-
-fn verdict_of(attributes: &[SetElementAttribute]) -> Option<&Vec<VerdictAttribute>> {
-    attributes.iter().find_map(|attribute| match attribute {
-        SetElementAttribute::Data(DataAttribute::Verdict(verdict)) => Some(verdict),
-        _ => None,
-    })
-}
-
-fn is_drop(attributes: &[SetElementAttribute]) -> bool {
-    let drop = VerdictAttribute::Code(NlVerdict::Other(NF_DROP));
-    verdict_of(attributes).is_some_and(|verdict| verdict.contains(&drop))
-}
-
-fn goto_of(attributes: &[SetElementAttribute]) -> Option<Chain> {
-    let verdict = verdict_of(attributes)?;
-    let is_goto = verdict.contains(&VerdictAttribute::Code(NlVerdict::Goto));
-    verdict
-        .iter()
-        .filter(|_| is_goto)
-        .find_map(|attribute| match attribute {
-            VerdictAttribute::Chain(name) => Chain::parse(name),
-            _ => None,
-        })
 }
 
 /// Takes the fields of a key apart, from the front.
