@@ -46,7 +46,7 @@ const ROUTER_MAC: [u8; 6] = [0xee; 6];
 const LEAF_MAC: [u8; 6] = [0x0a, 0, 0, 0, 0, 2];
 
 /// How long the kernel's workers may take to see a carrier or an address: they take milliseconds.
-const WORKER_PATIENCE: Duration = Duration::from_secs(5);
+const WORKER_PATIENCE: Duration = Duration::from_secs(30);
 
 /// A veth pair to be made between a router and a leaf.
 #[derive(Debug)]
