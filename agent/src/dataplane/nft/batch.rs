@@ -12,8 +12,8 @@ use super::encode;
 use crate::diff::Delta;
 use crate::model::Family;
 
-/// The subsystem that a batch is for: `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM_NFTABLES: u16 = 10;
+/// The subsystem that messages and batches are of: `NFNL_SUBSYS_NFTABLES`.
+pub(super) const SUBSYSTEM_NFTABLES: u16 = 10;
 
 /// A message with its flags.
 pub(super) type Flagged = (NfTablesMessage, u16);

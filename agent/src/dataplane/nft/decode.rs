@@ -12,15 +12,12 @@ use ipnet::IpNet;
 use netlink_packet_core::{
     NLA_HEADER_SIZE, NetlinkDeserializable, NetlinkHeader, NlaBuffer, NlasIterator, Parseable as _,
 };
-use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, GenAttribute, GenMessage, TableAttribute, TableMessage,
-};
+use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, TableAttribute, TableMessage};
 
 use super::elements::Set;
 use super::encode::after;
 use super::expressions::NF_DROP;
 use super::shapes::Chain;
-use super::skeleton::TABLE;
 use crate::diff::{Held, Slot, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member};
@@ -41,7 +38,10 @@ const NFTA_VERDICT_CHAIN: u16 = 2;
 const NFT_GOTO: i32 = -4;
 
 /// The length of the header before a message's attributes: `struct nfgenmsg`.
-const NETFILTER_HEADER_LENGTH: usize = 4;
+pub(super) const NETFILTER_HEADER_LENGTH: usize = 4;
+
+/// The attribute of everything in a table that holds the table's name.
+pub(super) const TABLE_NAME: u16 = 1;
 
 /// The attributes of a message of nf_tables, not yet taken apart.
 #[derive(Debug)]
@@ -81,8 +81,7 @@ pub(super) fn table_comment(answer: &Answer) -> Option<String> {
     while let [kind, length, rest @ ..] = data {
         let (value, next) = rest.split_at_checked(usize::from(*length))?;
         if *kind == 0 {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(String::from_utf8_lossy(text).into_owned());
+            return Some(String::from_utf8_lossy(text(value)).into_owned());
         }
         data = next;
     }
@@ -99,20 +98,6 @@ pub(super) fn generation(answer: &Answer) -> Option<u32> {
             GenAttribute::Id(number) => Some(*number),
             _ => None,
         })
-}
-
-/// The chain that an answer shows, if it is one of our table that was made for a shape.
-pub(super) fn made_chain(answer: &Answer) -> Option<Chain> {
-    let chain = ChainMessage::parse(answer.0.as_slice()).ok()?;
-    let is_ours = chain
-        .attributes
-        .contains(&ChainAttribute::Table(TABLE.to_owned()));
-    let mut names = chain.attributes.iter().filter_map(|a| match a {
-        ChainAttribute::Name(name) => Some(name),
-        _ => None,
-    });
-    let chain = Chain::parse(names.next()?)?;
-    (is_ours && chain != Chain::Reject).then_some(chain)
 }
 
 /// One element, as far as it is of interest.
@@ -167,7 +152,7 @@ impl<'a> Element<'a> {
 }
 
 /// The value of the first attribute of a kind.
-fn child(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(super) fn child(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     NlasIterator::new(attributes)
         .map_while(|attribute| kind_and_value(attribute.ok()?))
         .find_map(|(found, value)| (found == kind).then_some(value))
@@ -182,9 +167,14 @@ fn kind_and_value(attribute: NlaBuffer<&[u8]>) -> Option<(u16, &[u8])> {
 
 fn verdict(attributes: &[u8]) -> Option<(i32, Option<&str>)> {
     let code = i32::from_be_bytes(child(attributes, NFTA_VERDICT_CODE)?.try_into().ok()?);
-    let chain = child(attributes, NFTA_VERDICT_CHAIN)
-        .and_then(|name| std::str::from_utf8(name.strip_suffix(&[0]).unwrap_or(name)).ok());
+    let chain = child(attributes, NFTA_VERDICT_CHAIN);
+    let chain = chain.and_then(|name| std::str::from_utf8(text(name)).ok());
     Some((code, chain))
+}
+
+/// A string of the kernel's without the zero at its end.
+pub(super) fn text(value: &[u8]) -> &[u8] {
+    value.strip_suffix(&[0]).unwrap_or(value)
 }
 
 /// Calls `note` with each element of one message of a set's dump.

@@ -10,7 +10,8 @@ use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementFlags,
-    SetElementList, SetElementMessage, Verdict as NlVerdict, VerdictAttribute,
+    SetElementList, SetElementMessage, TableAttribute, TableMessage, Verdict as NlVerdict,
+    VerdictAttribute,
 };
 
 use super::elements::{Data, Element, Field, Set};
@@ -58,6 +59,13 @@ fn messages(elements: &[Element]) -> impl Iterator<Item = SetElementMessage> {
             .collect();
         messages
     })
+}
+
+/// Our table, by its name.
+pub(super) fn our_table() -> TableMessage {
+    TableMessage {
+        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
+    }
 }
 
 /// The request for every element of a set.

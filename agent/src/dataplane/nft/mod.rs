@@ -48,8 +48,6 @@ const MOST_HEARD: usize = 256;
 #[derive(Debug)]
 pub struct Nft {
     skeletons: PerFamily<Skeleton>,
-    /// The chains made for shapes, as far as they are known to be in the kernel.
-    chains: PerFamily<BTreeSet<Chain>>,
     /// What the tables consisted of when they were last known to be as we make them.
     programs: PerFamily<Option<Program>>,
     connection: Connection,
@@ -65,7 +63,6 @@ impl Nft {
     pub fn new(config: &SkeletonConfig) -> Result<Self, DataplaneError> {
         Ok(Self {
             skeletons: PerFamily::from_fn(|family| Skeleton::new(family, config)),
-            chains: PerFamily::default(),
             programs: PerFamily::default(),
             connection: Connection::open()?,
             forgetter: Forgetter::start()?,
@@ -105,8 +102,10 @@ impl Nft {
         chains: BTreeSet<Chain>,
         elements: &Elements,
     ) -> Result<(), DataplaneError> {
-        let known = self.chains.get(family);
-        let missing: Vec<Chain> = chains.difference(known).copied().collect();
+        let program = self.programs.get(family).as_ref();
+        let is_known = |chain: &Chain| program.is_some_and(|p| p.chains().contains(chain));
+        let mut missing = chains;
+        missing.retain(|chain| !is_known(chain));
         let detector = self.skeletons.get(family).detector();
         let messages: Vec<_> = missing
             .iter()
@@ -119,10 +118,8 @@ impl Nft {
         }
         if !missing.is_empty() {
             let found = self.connection.program(family)?;
-            let names: BTreeSet<String> = missing.iter().map(ToString::to_string).collect();
             let program = self.programs.get_mut(family).get_or_insert_default();
-            program.adopt(found, |chain| names.contains(chain));
-            self.chains.get_mut(family).extend(missing);
+            program.adopt(found, &missing);
         }
         Ok(())
     }
@@ -158,11 +155,8 @@ impl Nft {
         let delta = diff(&held, desired, &Scope::All);
         let text = render::replacement(skeleton, &delta);
         let (beyond, elements) = render::beyond_nft(skeleton, &delta);
-        let mut loaded = elements::chains(&delta, skeleton.knows_pods());
-        loaded.retain(|chain| !beyond.contains(chain));
         self.load(&text)?;
         *self.programs.get_mut(family) = Some(self.connection.program(family)?);
-        *self.chains.get_mut(family) = loaded;
         self.commit(family, beyond, &elements)?;
         held.apply(&delta);
         Ok(held)
@@ -175,10 +169,9 @@ impl Nft {
         if known.get_or_insert_with(|| program.clone()) != &program {
             return Ok(None);
         }
-        let Some((held, chains)) = self.connection.read_back(family)? else {
+        let Some(held) = self.connection.read_back(family)? else {
             return Ok(None);
         };
-        *self.chains.get_mut(family) = chains;
         // Those of back ends that left while no agent was there.
         let unknown = Forgotten::unknown_to(&held);
         self.forgetter.send(family, unknown);
@@ -205,7 +198,6 @@ impl Dataplane for Nft {
                 let text = skeleton.text();
                 self.load(&text)?;
                 *self.programs.get_mut(family) = Some(self.connection.program(family)?);
-                self.chains.get_mut(family).clear();
                 Ok(Held::default())
             }
         }
@@ -221,7 +213,6 @@ impl Dataplane for Nft {
     }
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {
-        self.chains.get_mut(family).clear();
         *self.programs.get_mut(family) = None;
         let was_there = self.connection.delete_table(family)?;
         let done = if was_there { "removed" } else { "there is no" };

@@ -1,13 +1,10 @@
 //! Talks nf_tables netlink with the kernel. I/O: one socket, blocking; answers take microseconds.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload};
-use netlink_packet_netfilter::nftables::{
-    ChainMessage, GenMessage, NfTablesMessage, TableAttribute, TableMessage,
-};
+use netlink_packet_netfilter::nftables::{GenMessage, NfTablesMessage};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -19,8 +16,6 @@ use super::decode::{self, Answer, Choice, Reading};
 use super::elements::{Elements, Set};
 use super::encode;
 use super::program::{Kind, Program};
-use super::shapes::Chain;
-use super::skeleton::TABLE;
 use super::watcher;
 use crate::diff::Held;
 use crate::model::Family;
@@ -66,7 +61,7 @@ impl Connection {
         &mut self,
         family: Family,
     ) -> Result<Option<String>, DataplaneError> {
-        let request = NfTablesMessage::GetTable(our_table());
+        let request = NfTablesMessage::GetTable(encode::our_table());
         match self.request(family, request, 0) {
             Ok(answers) => Ok(Some(
                 answers
@@ -79,11 +74,8 @@ impl Connection {
         }
     }
 
-    /// Everything that our table holds, with the chains made for shapes. `None` if some of it is not of our making.
-    pub(super) fn read_back(
-        &mut self,
-        family: Family,
-    ) -> Result<Option<(Held, BTreeSet<Chain>)>, DataplaneError> {
+    /// Everything that our table holds. `None` if some of it is not of our making.
+    pub(super) fn read_back(&mut self, family: Family) -> Result<Option<Held>, DataplaneError> {
         let mut reading = Reading::new(family);
         for set in Set::ALL {
             let answers = match self.request(family, encode::dump(set), NLM_F_DUMP) {
@@ -98,10 +90,7 @@ impl Connection {
                 }
             }
         }
-        let Some(held) = reading.finish() else {
-            return Ok(None);
-        };
-        Ok(Some((held, self.chains(family)?)))
+        Ok(reading.finish())
     }
 
     /// What our table consists of beside the elements of its sets.
@@ -161,17 +150,6 @@ impl Connection {
         }
     }
 
-    /// The chains of our table that were made for shapes.
-    fn chains(&mut self, family: Family) -> Result<BTreeSet<Chain>, DataplaneError> {
-        let request = NfTablesMessage::GetChain(ChainMessage {
-            attributes: Vec::new(),
-        });
-        let answers = self
-            .request(family, request, NLM_F_DUMP)
-            .map_err(|error| refused("to list the chains", error))?;
-        Ok(answers.iter().filter_map(decode::made_chain).collect())
-    }
-
     /// Commits new chains, removals and additions of elements as one transaction. The chains come as messages
     /// with their flags.
     pub(super) fn commit(
@@ -191,7 +169,10 @@ impl Connection {
 
     /// Deletes our table; tells whether it was there.
     pub(super) fn delete_table(&mut self, family: Family) -> Result<bool, DataplaneError> {
-        match self.batch(family, vec![(NfTablesMessage::DeleteTable(our_table()), 0)]) {
+        match self.batch(
+            family,
+            vec![(NfTablesMessage::DeleteTable(encode::our_table()), 0)],
+        ) {
             Err(error) if is(&error, Errno::ENOENT) => Ok(false),
             result => result
                 .map(|()| true)
@@ -291,12 +272,6 @@ impl Connection {
                 }
             }
         }
-    }
-}
-
-fn our_table() -> TableMessage {
-    TableMessage {
-        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
     }
 }
 

@@ -5,19 +5,16 @@
 
 use std::collections::BTreeSet;
 
-use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NlasIterator, Parseable as _};
+use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, Parseable as _};
 use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage};
 
+use super::batch::SUBSYSTEM_NFTABLES;
+use super::decode::{NETFILTER_HEADER_LENGTH, TABLE_NAME, child, text};
 use super::skeleton::TABLE;
 use crate::model::Family;
 
-// Defined in Linux: include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
+// Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
 const NFT_MSG_NEWGEN: u16 = 15;
-const TABLE_NAME: u16 = 1;
-
-/// The length of the header before a message's attributes: `struct nfgenmsg`.
-const NETFILTER_HEADER_LENGTH: usize = 4;
 
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +57,7 @@ impl NetlinkDeserializable for Notice {
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, Self::Error> {
         let attributes = payload.get(NETFILTER_HEADER_LENGTH..).unwrap_or_default();
         let [subsystem, kind] = header.message_type.to_be_bytes().map(u16::from);
-        if subsystem != NFNL_SUBSYS_NFTABLES {
+        if subsystem != SUBSYSTEM_NFTABLES {
             return Ok(Self::Other);
         }
         if kind == NFT_MSG_NEWGEN {
@@ -71,11 +68,7 @@ impl NetlinkDeserializable for Notice {
             Some(libc::AF_INET6) => Family::V6,
             _ => return Ok(Self::Other),
         };
-        let mut attributes = NlasIterator::new(attributes).map_while(Result::ok);
-        let is_ours = attributes.any(|attribute| {
-            attribute.kind() == TABLE_NAME
-                && attribute.value().strip_suffix(&[0]) == Some(TABLE.as_bytes())
-        });
+        let is_ours = child(attributes, TABLE_NAME).map(text) == Some(TABLE.as_bytes());
         Ok(if is_ours {
             Self::Changed(family)
         } else {

@@ -1,4 +1,5 @@
-//! What a table consists of beside the elements of its sets: so that rules which someone else changed are seen.
+//! What a table consists of beside the elements of its sets: so that rules which someone else changed are seen, and which
+//! chains for shapes are there is known.
 //!
 //! Pure. Nothing is taken apart: the kernel gives every object of a table a handle of its own, and whoever changes a
 //! rule makes a new one. What was found after a table was loaded is compared with what is found later.
@@ -8,15 +9,20 @@ use std::collections::BTreeSet;
 use netlink_packet_core::NlasIterator;
 use netlink_packet_netfilter::nftables::{
     ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage, SetAttribute, SetMessage,
-    TableAttribute, TableMessage,
 };
 
-use super::decode::Answer;
+use super::decode::{Answer, TABLE_NAME, text};
+use super::encode::our_table;
+use super::shapes::Chain;
 use super::skeleton::TABLE;
 
 /// The objects that a table has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Program(BTreeSet<Object>);
+pub(super) struct Program {
+    objects: BTreeSet<Object>,
+    /// The chains among them that were made for shapes.
+    chains: BTreeSet<Chain>,
+}
 
 /// One object: its kind, its chain or name, and its attributes that change when someone changes it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,13 +53,7 @@ impl Kind {
     pub(super) fn request(self) -> (NfTablesMessage, bool) {
         let table = || TABLE.to_owned();
         match self {
-            Self::Table => {
-                let attributes = vec![TableAttribute::Name(table())];
-                (
-                    NfTablesMessage::GetTable(TableMessage { attributes }),
-                    false,
-                )
-            }
+            Self::Table => (NfTablesMessage::GetTable(our_table()), false),
             Self::Set => {
                 let attributes = vec![SetAttribute::Table(table())];
                 (NfTablesMessage::GetSet(SetMessage { attributes }), true)
@@ -85,10 +85,12 @@ impl Kind {
     }
 }
 
-/// The attribute of every object that holds the name of its table.
-const TABLE_NAME: u16 = 1;
-
 impl Program {
+    /// The chains that were made for shapes.
+    pub(super) fn chains(&self) -> &BTreeSet<Chain> {
+        &self.chains
+    }
+
     /// Adds what an answer shows, if that is of our table.
     pub(super) fn note(&mut self, kind: Kind, answer: &Answer) {
         let (name, kept) = kind.attributes();
@@ -108,20 +110,26 @@ impl Program {
                 object.attributes.push((attribute.kind(), value.to_vec()));
             }
         }
-        self.0.insert(object);
+        if kind == Kind::Chain {
+            self.chains.extend(made(&object.of));
+        }
+        self.objects.insert(object);
     }
 
-    /// Takes over the chains of these names, with their rules, from what was found later.
-    pub(super) fn adopt(&mut self, found: Self, is_adopted: impl Fn(&str) -> bool) {
-        let adopted = found.0.into_iter().filter(|object| {
+    /// Takes over chains that were made for shapes, with their rules, from what was found later.
+    pub(super) fn adopt(&mut self, found: Self, chains: &BTreeSet<Chain>) {
+        let is_adopted = |object: &Object| {
             matches!(object.kind, Kind::Chain | Kind::Rule)
-                && std::str::from_utf8(&object.of).is_ok_and(&is_adopted)
-        });
-        self.0.extend(adopted);
+                && made(&object.of).is_some_and(|chain| chains.contains(&chain))
+        };
+        self.objects
+            .extend(found.objects.into_iter().filter(is_adopted));
+        self.chains.extend(chains);
     }
 }
 
-/// A string of the kernel's without the zero at its end.
-fn text(value: &[u8]) -> &[u8] {
-    value.strip_suffix(&[0]).unwrap_or(value)
+/// The chain of this name, if it is one that is made for a shape.
+fn made(name: &[u8]) -> Option<Chain> {
+    let chain = Chain::parse(std::str::from_utf8(name).ok()?)?;
+    (chain != Chain::Reject).then_some(chain)
 }

@@ -109,7 +109,7 @@ impl Watcher {
                             .into_iter()
                             .all(|family| self.report_change(family, &by))
                     }),
-                Err(error) if is_interruption(&error) => true,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
                 // More was told than there was room for (ENOBUFS): anything may have happened.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                     notices = Notices::default();
@@ -132,10 +132,6 @@ pub(super) fn port_of(socket: &Socket) -> io::Result<u32> {
     let mut address = SocketAddr::new(0, 0);
     socket.get_address(&mut address)?;
     Ok(address.port_number())
-}
-
-fn is_interruption(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::Interrupted
 }
 
 /// The messages of a datagram, each with the port of the socket that caused it.
