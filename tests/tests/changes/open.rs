@@ -105,6 +105,14 @@ fn wait_for_failure(stage: &Stage, (from, protocol, to): Call, failure: Failure)
     });
 }
 
+/// Open conversations of each call: one with the endpoint on the node, one with that on the other.
+fn open_to_both(stage: &Stage, calls: &[Call]) -> Vec<Open> {
+    calls
+        .iter()
+        .flat_map(|call| ["here", "there"].map(|server| Open::with(stage, *call, server)))
+        .collect()
+}
+
 fn policies(policy: &str) -> Value {
     json!({ "externalTrafficPolicy": policy, "internalTrafficPolicy": policy })
 }
@@ -118,10 +126,7 @@ fn policies_switch_under_open_conversations() {
         ("client", node_port),
     ];
     let calls = calls(&stage, &TCP_AND_UDP, &kinds);
-    let mut open: Vec<_> = calls
-        .iter()
-        .flat_map(|call| ["here", "there"].map(|server| Open::with(&stage, *call, server)))
-        .collect();
+    let mut open = open_to_both(&stage, &calls);
     for (when, policy, servers) in [
         ("Local", "Local", &["here"][..]),
         ("Cluster again", "Cluster", &["here", "there"]),
@@ -146,10 +151,7 @@ fn a_source_that_is_no_longer_in_a_range_keeps_what_is_open() {
     let stage = stage(changed(json!({})));
     let kinds: [(_, Kind); 2] = [("client", load_balancer), ("pod", load_balancer)];
     let calls = calls(&stage, &TCP_AND_UDP, &kinds);
-    let mut open: Vec<_> = calls
-        .iter()
-        .flat_map(|call| ["here", "there"].map(|server| Open::with(&stage, *call, server)))
-        .collect();
+    let mut open = open_to_both(&stage, &calls);
     let ranges = json!({ "loadBalancerSourceRanges": ["192.0.2.0/24", "2001:db8:ffff::/48"] });
     stage.write(&step(changed(ranges)));
     for call in &calls {
@@ -170,10 +172,7 @@ fn connections_go_on_when_their_service_has_no_endpoints_left() {
         ("client", node_port),
     ];
     let calls = calls(&stage, &STREAMS, &kinds);
-    let mut open: Vec<_> = calls
-        .iter()
-        .flat_map(|call| ["here", "there"].map(|server| Open::with(&stage, *call, server)))
-        .collect();
+    let mut open = open_to_both(&stage, &calls);
     stage.write(&step(Svc::new("changed", json!({}), "")));
     for call in &calls {
         wait_for_failure(&stage, *call, Failure::Refused);
