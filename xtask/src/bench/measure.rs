@@ -66,6 +66,7 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
         starts.push(proxy.start);
         let kernel = in_sync(&node, cluster)?;
         resident.push(proxy.quiet_memory_mib()?);
+        figures.peak_mib = figures.peak_mib.max(proxy.peak_memory_mib()?);
         last = Some((proxy, kernel, kubeconfig, node));
     }
     let (proxy, kernel, kubeconfig, node) = last.context("at least one round")?;
@@ -82,7 +83,7 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
     if amounts.repairs {
         figures.repair = Some(repair(&node, cluster, &kernel)?);
     }
-    figures.peak_mib = proxy.peak_memory_mib()?;
+    figures.peak_mib = figures.peak_mib.max(proxy.peak_memory_mib()?);
     proxy.end();
     let mut restarts = Vec::new();
     for _ in 0..amounts.rounds {
@@ -305,7 +306,9 @@ mod tests {
         assert!(times.iter().all(|time| *time > 0.0), "{figures:?}");
         assert!(figures.change_p50_ms <= figures.change_p99_ms);
         assert!(figures.rate_changes_per_s <= 210.0, "{figures:?}");
-        assert!(figures.resident_mib > 1.0 && figures.peak_mib >= figures.resident_mib);
+        // The kernel's own figure of the peak may be behind by some pages for each CPU.
+        assert!(figures.resident_mib > 1.0, "{figures:?}");
+        assert!(figures.peak_mib > figures.resident_mib - 2.0, "{figures:?}");
         let all = 0..cluster.len();
         assert_eq!(all.filter(|n| !cluster.is_served(*n)).count(), 0);
     }
