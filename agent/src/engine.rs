@@ -2,7 +2,8 @@
 //!
 //! It does no I/O of its own and reads no clock: [`crate::machine`] feeds it and tells it when to sync. What the kernel
 //! holds is known from the last commit, or unknown (at the start, after any failure); then it is read back and
-//! everything is planned and compared anew. So nothing that failed can be lost.
+//! everything is planned and compared anew. So nothing that failed can be lost. What others change is put back to what
+//! was known, and then synced as ever.
 
 mod without_local;
 
@@ -12,7 +13,7 @@ use std::fmt;
 use tracing::{info, warn};
 
 use crate::complaints::Complaints;
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Delta, Held, diff};
 use crate::event::Event;
 use crate::model::{Family, Frontend, ObjectName, PerFamily, Scope, Snapshot, Touched};
@@ -27,6 +28,8 @@ pub struct Engine {
     snapshot: Snapshot,
     /// What the kernel holds; `None` if that is unknown.
     held: PerFamily<Option<Held>>,
+    /// Someone else changed what the kernel holds.
+    meddled: PerFamily<bool>,
     services: Complaints,
     slices: Complaints,
     service_cidrs: Complaints,
@@ -57,7 +60,7 @@ pub struct Synced {
     pub full: bool,
     /// Whether everything was planned, not only what changes touched. So it is if `full`.
     pub planned_all: bool,
-    /// How many keys changed.
+    /// How many keys changed, with what was put back where others changed it.
     pub changes: usize,
     /// The UDP flows that the change leaves in place; others of the same front ends are stale.
     pub udp: UdpFlows,
@@ -81,6 +84,7 @@ impl Engine {
             config,
             snapshot: Snapshot::default(),
             held: PerFamily::default(),
+            meddled: PerFamily::default(),
             services: Complaints::about("Service"),
             slices: Complaints::about("EndpointSlice"),
             service_cidrs: Complaints::about("ServiceCIDR"),
@@ -169,7 +173,7 @@ impl Engine {
                 self.snapshot.set_host_addresses(addresses);
                 self.awaited.host_addresses = false;
             }
-            Event::KernelChanged { family, .. } => *self.held.get_mut(family) = None,
+            Event::KernelChanged { family, .. } => *self.meddled.get_mut(family) = true,
         }
     }
 
@@ -197,7 +201,7 @@ impl Engine {
 
     /// Whether a sync of a family has something to do.
     pub fn is_due(&self, family: Family) -> bool {
-        let is_unknown = self.held.get(family).is_none();
+        let is_unknown = self.held.get(family).is_none() || *self.meddled.get(family);
         self.is_ready() && (is_unknown || self.snapshot.is_touched(family))
     }
 
@@ -232,6 +236,10 @@ impl Engine {
         self.report_contested(&touched);
         let held = self.held.get_mut(family).take();
         let full = held.is_none();
+        let restored = match &held {
+            Some(held) if *self.meddled.get(family) => Some(dataplane.restore(family, held)?),
+            _ => None,
+        };
         let scope = if full || touched.everything {
             Scope::All
         } else {
@@ -242,6 +250,7 @@ impl Engine {
             Some(held) => held,
             None => dataplane.resync(family, &desired)?,
         };
+        *self.meddled.get_mut(family) = false;
         let mut delta = diff(&held, &desired, &scope);
         if self.only_adds {
             delta.keep_additions(&held);
@@ -256,21 +265,36 @@ impl Engine {
         Ok(Synced {
             full,
             planned_all: matches!(scope, Scope::All),
-            changes: delta.len(),
-            udp: self.udp_flows(family, &scope, &delta),
+            changes: delta.len() + restored.as_ref().map_or(0, |restored| restored.changes),
+            udp: self.udp_flows(family, &scope, &delta, restored),
         })
     }
 
-    /// What becomes of the UDP flows of what was in scope, and of front ends that were removed. While rules are only
-    /// added, the old flows are as good as the old rules.
-    fn udp_flows(&self, family: Family, scope: &Scope, delta: &Delta) -> UdpFlows {
+    /// What becomes of the UDP flows of what was in scope, of front ends that were removed, and of those that were
+    /// restored. While rules are only added, the old flows are as good as the old rules.
+    fn udp_flows(
+        &self,
+        family: Family,
+        scope: &Scope,
+        delta: &Delta,
+        restored: Option<Restored>,
+    ) -> UdpFlows {
         if self.only_adds {
             return UdpFlows::default();
         }
         let mut frontends: BTreeSet<_> = delta.rules.iter().map(|change| change.key).collect();
+        let mut is_any = false;
         match scope {
-            Scope::All => frontends.extend(self.snapshot.frontends(family)),
+            Scope::All => is_any = true,
             Scope::Touched(touched) => frontends.extend(&touched.frontends),
+        }
+        match restored.map(|restored| restored.frontends) {
+            Some(None) => is_any = true,
+            Some(Some(restored)) => frontends.extend(restored),
+            None => {}
+        }
+        if is_any {
+            frontends.extend(self.snapshot.frontends(family));
         }
         plan::udp_flows(&self.snapshot, &self.config, family, frontends)
     }

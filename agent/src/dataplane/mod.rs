@@ -1,12 +1,14 @@
-//! The data plane: what carries a delta into the kernel. One trait of three verbs, one implementation for
+//! The data plane: what carries a delta into the kernel. One trait of four verbs, one implementation for
 //! each kind of kernel program, and a recording fake for tests.
 
 pub mod nft;
 #[cfg(test)]
 pub(crate) mod recording;
 
+use std::collections::BTreeSet;
+
 use crate::diff::{Delta, Held};
-use crate::model::Family;
+use crate::model::{Family, Frontend};
 use crate::plan::Tables;
 
 /// A kernel program that balances Services and holds its state in maps. Each family is on its own.
@@ -25,11 +27,26 @@ pub trait Dataplane {
     /// The kernel's refusal. What it holds is then unknown: [`Dataplane::resync`] tells.
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError>;
 
+    /// Puts back what others changed of what is `held`, as far as that was heard: the kernel holds it again.
+    ///
+    /// # Errors
+    /// The kernel's refusal. What it holds is then unknown: [`Dataplane::resync`] tells.
+    fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError>;
+
     /// Removes everything that is ours from the kernel, and nothing else. What is not there is no error.
     ///
     /// # Errors
     /// The kernel's refusal.
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError>;
+}
+
+/// What was put back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// How many things were put right.
+    pub changes: usize,
+    /// The front ends that may have been served otherwise meanwhile; `None`: any.
+    pub frontends: Option<BTreeSet<Frontend>>,
 }
 
 /// Why the kernel does not hold what it should.

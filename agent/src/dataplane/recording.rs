@@ -1,11 +1,11 @@
 //! A data plane for tests: holds the tables itself, records what was committed, and refuses what the kernel
 //! would refuse.
 
-use crate::diff::{Change, Delta, Held};
+use crate::diff::{Change, Delta, Held, between};
 use crate::model::{Family, PerFamily};
 use crate::plan::Tables;
 
-use super::{Dataplane, DataplaneError};
+use super::{Dataplane, DataplaneError, Restored};
 
 /// What stands in for the kernel.
 #[derive(Debug, Default)]
@@ -16,6 +16,8 @@ pub(crate) struct Recording {
     pub(crate) committed: Vec<(Family, Delta)>,
     /// How often it was read back.
     pub(crate) resyncs: usize,
+    /// How often what others changed was put back.
+    pub(crate) restores: usize,
     /// How many of the next commits it refuses.
     pub(crate) refuse_next: usize,
 }
@@ -42,6 +44,20 @@ impl Dataplane for Recording {
         held.apply(delta);
         self.committed.push((family, delta.clone()));
         Ok(())
+    }
+
+    fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
+        self.restores += 1;
+        if self.refuse_next > 0 {
+            self.refuse_next -= 1;
+            return Err(refused("no memory"));
+        }
+        let delta = between(self.held.get(family), held);
+        self.held.get_mut(family).apply(&delta);
+        Ok(Restored {
+            changes: delta.len(),
+            frontends: Some(delta.frontends().collect()),
+        })
     }
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {

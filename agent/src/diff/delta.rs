@@ -145,6 +145,12 @@ impl Delta {
         });
     }
 
+    /// The front ends whose verdict or back ends change; some more than once.
+    pub fn frontends(&self) -> impl Iterator<Item = Frontend> {
+        let rules = self.rules.iter().map(|change| change.key);
+        rules.chain(self.backends.iter().map(|change| change.key.frontend))
+    }
+
     /// How many keys change.
     pub fn len(&self) -> usize {
         self.rules.len() + self.backends.len() + self.members.len()

@@ -40,12 +40,7 @@ impl Held {
         for change in &delta.backends {
             self.set_backend(change.key, change.to);
         }
-        let ends = delta
-            .rules
-            .iter()
-            .map(|c| c.key)
-            .chain(delta.backends.iter().map(|c| c.key.frontend));
-        for frontend in ends {
+        for frontend in delta.frontends() {
             if self.entries.get(&frontend).is_some_and(Entry::is_empty) {
                 self.entries.remove(&frontend);
             }

@@ -59,6 +59,28 @@ fn members_in(held: &Held, touched: &Touched) -> BTreeSet<Member> {
         .collect()
 }
 
+/// Compares what the kernel holds with what it held.
+pub fn between(found: &Held, before: &Held) -> Delta {
+    let nothing = Entry::default();
+    let mut delta = Delta::default();
+    let frontends: BTreeSet<&Frontend> =
+        found.entries.keys().chain(before.entries.keys()).collect();
+    for frontend in frontends {
+        let [found, before] =
+            [found, before].map(|held| held.entries.get(frontend).unwrap_or(&nothing));
+        let lists = [before.slots.as_slice(), &before.local];
+        compare(*frontend, found, (before.verdict, lists), &mut delta);
+    }
+    let gone = found.members.difference(&before.members);
+    let gone = gone.map(|member| (*member, Some(()), None));
+    let missing = before.members.difference(&found.members);
+    let missing = missing.map(|member| (*member, None, Some(())));
+    let members = gone.chain(missing);
+    let members = members.filter_map(|(key, from, to)| Change::between(key, from, to));
+    delta.members = members.collect();
+    delta
+}
+
 fn diff_frontend(frontend: Frontend, held: &Held, desired: &Tables, delta: &mut Delta) {
     let nothing = Entry::default();
     let held = held.entries.get(&frontend).unwrap_or(&nothing);
@@ -67,21 +89,31 @@ fn diff_frontend(frontend: Frontend, held: &Held, desired: &Tables, delta: &mut 
         Some(Rule::Balance(balance)) => (&balance.backends, &balance.local),
         Some(Rule::Drop | Rule::Reject) | None => (&[], &[]),
     };
-    delta.rules.extend(Change::between(
-        frontend,
-        held.verdict,
-        rule.map(Verdict::of),
-    ));
+    let placed = [(&held.slots, wanted), (&held.local, wanted_local)]
+        .map(|(held, wanted)| place(held, wanted));
+    let lists = [placed[0].as_slice(), &placed[1]];
+    compare(frontend, held, (rule.map(Verdict::of), lists), delta);
+}
+
+/// Compares what is held of a front end with its verdict and its two lists of back ends.
+fn compare(
+    frontend: Frontend,
+    held: &Entry,
+    (verdict, lists): (Option<Verdict>, [&[Option<Backend>]; 2]),
+    delta: &mut Delta,
+) {
+    delta
+        .rules
+        .extend(Change::between(frontend, held.verdict, verdict));
+    let [wanted, wanted_local] = lists;
     let lists = [
         (0, &held.slots, wanted),
         (Slot::FIRST_LOCAL, &held.local, wanted_local),
     ];
     for (first, held, wanted) in lists {
-        let placed = place(held, wanted);
-        let count = held.len().max(placed.len());
+        let count = held.len().max(wanted.len());
         delta.backends.extend((0..count).filter_map(|place| {
-            let from = held.get(place).copied().flatten();
-            let to = placed.get(place).copied();
+            let [from, to] = [held, wanted].map(|list| list.get(place).copied().flatten());
             let index = u16::try_from(place).expect("a list has at most MAX_BACKENDS") + first;
             Change::between(Slot { frontend, index }, from, to)
         }));
@@ -90,7 +122,7 @@ fn diff_frontend(frontend: Frontend, held: &Held, desired: &Tables, delta: &mut 
 
 /// Gives each wanted back end a place from 0 up, without a hole: those held keep theirs where they can.
 /// `wanted` is sorted and holds each back end once.
-fn place(held: &[Option<Backend>], wanted: &[Backend]) -> Vec<Backend> {
+fn place(held: &[Option<Backend>], wanted: &[Backend]) -> Slots {
     let mut kept = vec![false; wanted.len()];
     let mut placed: Vec<Option<Backend>> = vec![None; wanted.len()];
     for (place, backend) in placed.iter_mut().zip(held) {
@@ -107,7 +139,7 @@ fn place(held: &[Option<Backend>], wanted: &[Backend]) -> Vec<Backend> {
         .map(|(backend, _)| *backend);
     placed
         .into_iter()
-        .map_while(|place| place.or_else(|| others.next()))
+        .map(|place| place.or_else(|| others.next()))
         .collect()
 }
 

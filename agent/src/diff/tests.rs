@@ -110,6 +110,14 @@ fn any_held() -> impl Strategy<Value = Held> {
 
 proptest! {
     #[test]
+    fn what_was_held_is_held_again(found in any_held(), before in any_held()) {
+        let mut after = found.clone();
+        after.apply(&between(&found, &before));
+        prop_assert_eq!(&after, &before);
+        prop_assert!(between(&after, &before).is_empty());
+    }
+
+    #[test]
     fn a_delta_leads_from_any_state_to_any_other(held in any_held(), desired in any_tables()) {
         let mut after = held.clone();
         after.apply(&diff(&held, &desired, &Scope::All));

@@ -202,6 +202,30 @@ fn an_object_that_becomes_ignored_loses_its_rules() {
     assert!(dataplane.held.v4.entries.is_empty());
 }
 
+#[test]
+fn what_others_change_is_put_back_before_what_is_new_is_written() {
+    let mut engine = engine();
+    let mut dataplane = Recording::default();
+    let services = [service("a", &["10.96.0.1"]), service("b", &["10.96.0.2"])];
+    handle(
+        &mut engine,
+        lists(&services, &[]).into_iter().chain(node_facts()),
+    );
+    sync(&mut engine, &mut dataplane);
+    dataplane.held.v4.entries.clear();
+    let by = "someone".to_owned();
+    let family = Family::V4;
+    engine.handle(Event::KernelChanged { family, by });
+    let c = service("c", &["10.96.0.3"]);
+    engine.handle(Event::ServiceApplied(good(&c, &c.name)));
+    let synced = engine.sync(family, &mut dataplane).unwrap();
+    assert_eq!(dataplane.held.v4.entries.len(), 3);
+    assert_eq!((synced.full, synced.planned_all), (false, false));
+    assert_eq!(synced.changes, 2 + 2, "two put back; one Service and its ClusterIP");
+    assert_eq!((dataplane.restores, dataplane.resyncs), (1, 2));
+    assert!(!engine.is_due(family));
+}
+
 proptest! {
     /// Whatever happens and whenever the kernel refuses, in the end it holds what a fresh agent would load.
     #[test]

@@ -5,7 +5,7 @@
 //! an error message that it then does not need, once for each element), and its type for one takes memory for each part.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -17,8 +17,9 @@ use netlink_packet_netfilter::nftables::{GenAttribute, GenMessage, TableAttribut
 use super::elements::Set;
 use super::encode::after;
 use super::expressions::NF_DROP;
+use super::keys::{Reader, Subject, subject};
 use super::shapes::Chain;
-use crate::diff::{Held, Slot, Verdict};
+use crate::diff::{Held, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member};
 
@@ -195,6 +196,16 @@ fn each_element(answer: &Answer, mut note: impl FnMut(&Element<'_>) -> Option<()
     Some(())
 }
 
+/// The keys of the elements in one message. `None` if one has none, as one for all keys that are not there.
+pub(super) fn keys(answer: &Answer) -> Option<impl Iterator<Item = Vec<u8>>> {
+    let mut keys = Vec::new();
+    each_element(answer, |element| {
+        keys.push(element.key.to_vec());
+        Some(())
+    })?;
+    Some(keys.into_iter())
+}
+
 /// What was read of a table so far, in the order of [`Set::ALL`].
 pub(super) struct Reading {
     family: Family,
@@ -252,42 +263,14 @@ impl Reading {
 
     fn note_element(&mut self, set: Set, element: &Element<'_>) -> Option<()> {
         let family = self.family;
-        let reader = |bytes| Reader { bytes, family };
+        let reader = |bytes| Reader::new(bytes, family);
         let mut key = reader(element.key);
         let member = match set {
-            Set::Affinities | Set::NodePortAffinities => {
-                let frontend = key.frontend(set == Set::Affinities)?;
-                let Some(Chain::Remember(timeout)) = element.goto() else {
-                    return None;
-                };
-                self.affinities.insert(frontend, timeout);
-                return Some(());
-            }
-            Set::Services | Set::NodePorts | Set::NoEndpoints | Set::NoEndpointNodePorts => {
-                let frontend = key.frontend(matches!(set, Set::Services | Set::NoEndpoints))?;
-                return self.note_verdict(set, frontend, element);
-            }
-            Set::Endpoints | Set::NodePortEndpoints => {
-                let frontend = key.frontend(set == Set::Endpoints)?;
-                let index = key.index()?;
-                let mut data = reader(element.data?);
-                let (ip, port) = (data.ip()?, data.port()?);
-                let slot = Slot { frontend, index };
-                self.held.set_backend(slot, Some(Backend { ip, port }));
-                return Some(());
-            }
             Set::ServiceNetworks | Set::PodNetworks => {
                 let bounds = self.bounds.entry(set).or_default();
                 bounds.push((key.ip()?, element.is_end));
                 return Some(());
             }
-            Set::Hairpin => {
-                let (from, to) = (key.ip()?, key.ip()?);
-                Member::Hairpin((from == to).then_some(from)?)
-            }
-            Set::NodePortAddresses => Member::NodePortAddress(key.ip()?),
-            Set::ClusterIps => Member::ClusterIp(key.ip()?),
-            Set::Guarded => Member::Guarded(key.frontend(true)?),
             Set::AllowedSources => {
                 let (frontend, first) = (key.frontend(true)?, key.ip()?);
                 let mut end = reader(element.last?);
@@ -295,8 +278,34 @@ impl Reading {
                 let last = IpNet::from(end.ip()?);
                 Member::AllowedSource(frontend, network(first, after(&last))?)
             }
+            _ => match subject(set, element.key, family)? {
+                Subject::Member(member) => member,
+                Subject::Frontend(frontend) => return self.note_frontend(set, frontend, element),
+                Subject::Slot(slot) => {
+                    let mut data = reader(element.data?);
+                    let (ip, port) = (data.ip()?, data.port()?);
+                    self.held.set_backend(slot, Some(Backend { ip, port }));
+                    return Some(());
+                }
+            },
         };
         self.held.members.insert(member);
+        Some(())
+    }
+
+    fn note_frontend(
+        &mut self,
+        set: Set,
+        frontend: Frontend,
+        element: &Element<'_>,
+    ) -> Option<()> {
+        if !matches!(set, Set::Affinities | Set::NodePortAffinities) {
+            return self.note_verdict(set, frontend, element);
+        }
+        let Some(Chain::Remember(timeout)) = element.goto() else {
+            return None;
+        };
+        self.affinities.insert(frontend, timeout);
         Some(())
     }
 
@@ -357,7 +366,7 @@ pub(super) fn choices(answer: &Answer, family: Family) -> Vec<Choice> {
 }
 
 fn choice(element: &Element<'_>, family: Family) -> Option<Choice> {
-    let reader = |bytes| Reader { bytes, family };
+    let reader = |bytes| Reader::new(bytes, family);
     let (mut key, mut data) = (reader(element.key), reader(element.data?));
     key.ip()?;
     Some(Choice {
@@ -380,57 +389,4 @@ fn network(first: IpAddr, end: Option<IpAddr>) -> Option<IpNet> {
     let candidates = (0..=bits).filter_map(|prefix| IpNet::new(first, prefix).ok());
     let mut exact = candidates.filter(|net| net.network() == first && after(net) == end);
     exact.next()
-}
-
-/// Takes the fields of a key apart, from the front.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    family: Family,
-}
-
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.bytes.split_first_chunk::<N>()?;
-        self.bytes = rest;
-        Some(*taken)
-    }
-
-    fn ip(&mut self) -> Option<IpAddr> {
-        Some(match self.family {
-            Family::V4 => Ipv4Addr::from(self.take::<4>()?).into(),
-            Family::V6 => Ipv6Addr::from(self.take::<16>()?).into(),
-        })
-    }
-
-    fn protocol(&mut self) -> Option<Protocol> {
-        let [number, ..] = self.take::<4>()?;
-        Protocol::ALL
-            .into_iter()
-            .find(|protocol| protocol.number() == number)
-    }
-
-    fn port(&mut self) -> Option<Port> {
-        let [high, low, ..] = self.take::<4>()?;
-        Port::new(u16::from_be_bytes([high, low]))
-    }
-
-    fn index(&mut self) -> Option<u16> {
-        u16::try_from(u32::from_ne_bytes(self.take::<4>()?)).ok()
-    }
-
-    fn frontend(&mut self, with_address: bool) -> Option<Frontend> {
-        Some(if with_address {
-            Frontend::Address {
-                ip: self.ip()?,
-                protocol: self.protocol()?,
-                port: self.port()?,
-            }
-        } else {
-            Frontend::NodePort {
-                family: self.family,
-                protocol: self.protocol()?,
-                port: self.port()?,
-            }
-        })
-    }
 }

@@ -9,7 +9,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::shapes::Chain;
-use crate::diff::{Delta, Slot, Verdict};
+use super::keys::Subject;
+use crate::diff::{Delta, Held, Slot, Verdict};
 use crate::model::{Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member};
 
@@ -88,6 +89,14 @@ impl Set {
             Self::Guarded => "guarded",
             Self::AllowedSources => "allowed-sources",
         }
+    }
+
+    /// Whether its elements are intervals of addresses.
+    pub(super) const fn is_of_intervals(self) -> bool {
+        matches!(
+            self,
+            Self::ServiceNetworks | Self::PodNetworks | Self::AllowedSources
+        )
     }
 
     /// Whether nft up to 1.0.6 cannot load what goes there: it aborts on rules that add to a map whose key or data
@@ -221,6 +230,29 @@ impl Elements {
             self.added.extend(to);
         }
     }
+}
+
+/// The element that a key of a set has, by what is held.
+pub(super) fn held_element(set: Set, subject: Subject, held: &Held) -> Option<Element> {
+    match subject {
+        Subject::Frontend(frontend) => {
+            let verdict = held.entries.get(&frontend)?.verdict?;
+            let affinity = affinity_element(frontend, verdict);
+            let mut elements = affinity.into_iter().chain([verdict_element(frontend, verdict)]);
+            elements.find(|element| element.set == set)
+        }
+        Subject::Slot(slot) => Some(backend_element(slot, held.backend(slot)?)),
+        Subject::Member(member) => held
+            .members
+            .contains(&member)
+            .then(|| member_element(member)),
+    }
+}
+
+/// The members of a set, by what is held.
+pub(super) fn held_members(set: Set, held: &Held) -> impl Iterator<Item = Member> {
+    let members = held.members.iter().copied();
+    members.filter(move |member| member_element(*member).set == set)
 }
 
 fn verdict_element(frontend: Frontend, verdict: Verdict) -> Element {

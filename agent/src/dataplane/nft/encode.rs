@@ -87,21 +87,37 @@ fn dump_of(set: &str) -> NfTablesMessage {
     })
 }
 
+/// The request for the element of a key.
+pub(super) fn ask(set: Set, key: &[u8]) -> NfTablesMessage {
+    NfTablesMessage::GetSetElement(with_keys(set.name(), [key]))
+}
+
+/// The message that removes the element of a key.
+pub(super) fn removal(set: Set, key: &[u8]) -> NfTablesMessage {
+    NfTablesMessage::DeleteSetElement(with_keys(set.name(), [key]))
+}
+
 /// Messages that forget choices, by the bytes of their keys.
 pub(super) fn forget(keys: &[Vec<u8>]) -> impl Iterator<Item = NfTablesMessage> {
-    keys.chunks(ELEMENTS_PER_MESSAGE).map(|chunk| {
-        let items = chunk.iter().map(|key| {
-            let key = SetElementAttribute::Key(DataAttribute::Value(key.clone()));
-            ListAttribute::Element(vec![key])
-        });
-        NfTablesMessage::DeleteSetElement(SetElementMessage {
-            attributes: vec![
-                SetElementList::Table(TABLE.to_owned()),
-                SetElementList::Set(AFFINITY.to_owned()),
-                SetElementList::Elements(items.collect()),
-            ],
-        })
+    let chunks = keys.chunks(ELEMENTS_PER_MESSAGE);
+    chunks.map(|chunk| {
+        let keys = chunk.iter().map(Vec::as_slice);
+        NfTablesMessage::DeleteSetElement(with_keys(AFFINITY, keys))
     })
+}
+
+fn with_keys<'a>(set: &str, keys: impl IntoIterator<Item = &'a [u8]>) -> SetElementMessage {
+    let items = keys.into_iter().map(|key| {
+        let key = SetElementAttribute::Key(DataAttribute::Value(key.to_vec()));
+        ListAttribute::Element(vec![key])
+    });
+    SetElementMessage {
+        attributes: vec![
+            SetElementList::Table(TABLE.to_owned()),
+            SetElementList::Set(set.to_owned()),
+            SetElementList::Elements(items.collect()),
+        ],
+    }
 }
 
 /// What the kernel calls elements: one, or two for a network, the first address and the one after the last.

@@ -14,17 +14,21 @@ mod encode;
 mod expressions;
 mod forget;
 mod forgetter;
+mod keys;
 mod netlink;
 mod notice;
 mod process;
 mod program;
 pub mod render;
+mod restore;
 mod shapes;
 mod skeleton;
 mod watcher;
 
 use std::collections::BTreeSet;
+use std::sync::mpsc::Receiver;
 
+use nix::errno::Errno;
 pub use skeleton::{Skeleton, SkeletonConfig};
 
 use crate::diff::{Delta, Held, diff};
@@ -32,14 +36,15 @@ use crate::event::Event;
 use crate::model::{Family, PerFamily, Scope};
 use crate::plan::Tables;
 
-use super::{Dataplane, DataplaneError};
+use super::{Dataplane, DataplaneError, Restored};
 use elements::{Elements, elements};
 use forget::Forgotten;
 use forgetter::Forgetter;
 use netlink::Connection;
+use notice::Meddling;
 use program::Program;
 use shapes::Chain;
-use watcher::Watcher;
+use watcher::{Heard, Watcher};
 
 /// How many elements may be committed while the watcher hears it, which costs some microseconds for each.
 const MOST_HEARD: usize = 256;
@@ -52,7 +57,9 @@ pub struct Nft {
     programs: PerFamily<Option<Program>>,
     connection: Connection,
     forgetter: Forgetter,
-    watcher: Option<Watcher>,
+    watcher: Option<(Watcher, Receiver<Heard>)>,
+    /// What others changed since the tables were last known to be as we made them.
+    meddling: PerFamily<Meddling>,
 }
 
 impl Nft {
@@ -67,6 +74,7 @@ impl Nft {
             connection: Connection::open()?,
             forgetter: Forgetter::start()?,
             watcher: None,
+            meddling: PerFamily::default(),
         })
     }
 
@@ -117,7 +125,7 @@ impl Nft {
             self.connection.commit(family, messages, elements)?;
         }
         if !missing.is_empty() {
-            let found = self.connection.program(family)?;
+            let found = self.made_program(family)?;
             let program = self.programs.get_mut(family).get_or_insert_default();
             program.adopt(found, &missing);
         }
@@ -129,12 +137,27 @@ impl Nft {
         self.unheard(|_| process::load(commands))
     }
 
+    /// What our table consists of now that it was made.
+    fn made_program(&mut self, family: Family) -> Result<Program, DataplaneError> {
+        let found = self.connection.program(family)?;
+        found.ok_or_else(|| DataplaneError::ChangedByOthers(Errno::ENOENT.into()))
+    }
+
+    /// What others changed in a table since this was last asked.
+    fn take_meddling(&mut self, family: Family) -> Meddling {
+        let heard = self.watcher.iter().flat_map(|(_, heard)| heard.try_iter());
+        for (family, meddling) in heard {
+            self.meddling.get_mut(family).add(meddling);
+        }
+        std::mem::take(self.meddling.get_mut(family))
+    }
+
     /// Makes one commit that the watcher does not hear; it is told of others that came meanwhile.
     fn unheard(
         &mut self,
         commit: impl FnOnce(&mut Self) -> Result<(), DataplaneError>,
     ) -> Result<(), DataplaneError> {
-        let Some(watcher) = self.watcher.clone() else {
+        let Some(watcher) = self.watcher.as_ref().map(|(watcher, _)| watcher.clone()) else {
             return commit(self);
         };
         let before = self.connection.generation()?;
@@ -156,7 +179,7 @@ impl Nft {
         let text = render::replacement(skeleton, &delta);
         let (beyond, elements) = render::beyond_nft(skeleton, &delta);
         self.load(&text)?;
-        *self.programs.get_mut(family) = Some(self.connection.program(family)?);
+        *self.programs.get_mut(family) = Some(self.made_program(family)?);
         self.commit(family, beyond, &elements)?;
         held.apply(&delta);
         Ok(held)
@@ -164,7 +187,9 @@ impl Nft {
 
     /// What our table holds, if it is as we made it.
     fn adopt(&mut self, family: Family) -> Result<Option<Held>, DataplaneError> {
-        let program = self.connection.program(family)?;
+        let Some(program) = self.connection.program(family)? else {
+            return Ok(None);
+        };
         let known = self.programs.get_mut(family);
         if known.get_or_insert_with(|| program.clone()) != &program {
             return Ok(None);
@@ -181,6 +206,8 @@ impl Nft {
 
 impl Dataplane for Nft {
     fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
+        // What comes from now on is heard anew.
+        self.take_meddling(family);
         let skeleton = self.skeletons.get(family);
         match self.connection.table_comment(family)? {
             Some(comment) if comment == skeleton.version() => {
@@ -197,7 +224,7 @@ impl Dataplane for Nft {
             None => {
                 let text = skeleton.text();
                 self.load(&text)?;
-                *self.programs.get_mut(family) = Some(self.connection.program(family)?);
+                *self.programs.get_mut(family) = Some(self.made_program(family)?);
                 Ok(Held::default())
             }
         }
@@ -210,6 +237,11 @@ impl Dataplane for Nft {
         // After the commit, so that no new client comes to a back end that is gone.
         self.forgetter.send(family, Forgotten::by(held, delta));
         Ok(())
+    }
+
+    fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
+        let meddling = self.take_meddling(family);
+        self.put_back(family, held, &meddling)
     }
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {

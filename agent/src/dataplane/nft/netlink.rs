@@ -1,5 +1,6 @@
 //! Talks nf_tables netlink with the kernel. I/O: one socket, blocking; answers take microseconds.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use super::program::{Kind, Program};
 use super::watcher;
 use crate::diff::Held;
 use crate::model::Family;
+use crate::plan::Member;
 
 /// How often a dump is begun anew because somebody changed the rules meanwhile.
 const DUMP_TRIES: usize = 10;
@@ -78,33 +80,71 @@ impl Connection {
     pub(super) fn read_back(&mut self, family: Family) -> Result<Option<Held>, DataplaneError> {
         let mut reading = Reading::new(family);
         for set in Set::ALL {
-            let answers = match self.request(family, encode::dump(set), NLM_F_DUMP) {
-                Err(error) if is(&error, Errno::ENOENT) => return Ok(None),
-                result => result.map_err(|error| {
-                    refused(&format!("to list the elements of {}", set.name()), error)
-                })?,
-            };
-            for answer in &answers {
-                if reading.note(set, answer).is_none() {
-                    return Ok(None);
-                }
+            if self.read_set(family, set, &mut reading)?.is_none() {
+                return Ok(None);
             }
         }
         Ok(reading.finish())
     }
 
-    /// What our table consists of beside the elements of its sets.
-    pub(super) fn program(&mut self, family: Family) -> Result<Program, DataplaneError> {
+    /// Reads all elements of a set. `None` if some of it is not of our making, or the set is not there.
+    fn read_set(
+        &mut self,
+        family: Family,
+        set: Set,
+        reading: &mut Reading,
+    ) -> Result<Option<()>, DataplaneError> {
+        let answers = match self.request(family, encode::dump(set), NLM_F_DUMP) {
+            Err(error) if is(&error, Errno::ENOENT) => return Ok(None),
+            result => result.map_err(|error| {
+                refused(&format!("to list the elements of {}", set.name()), error)
+            })?,
+        };
+        Ok(answers
+            .iter()
+            .try_for_each(|answer| reading.note(set, answer)))
+    }
+
+    /// What our table consists of beside the elements of its sets; `None` if the table is not there.
+    pub(super) fn program(&mut self, family: Family) -> Result<Option<Program>, DataplaneError> {
         let mut program = Program::default();
         for kind in Kind::ALL {
             let (request, is_list) = kind.request();
             let flags = if is_list { NLM_F_DUMP } else { 0 };
-            let answers = self
-                .request(family, request, flags)
-                .map_err(|error| refused("to list the rules", error))?;
+            let answers = match self.request(family, request, flags) {
+                Err(error) if is(&error, Errno::ENOENT) => return Ok(None),
+                result => result.map_err(|error| refused("to list the rules", error))?,
+            };
             answers.iter().for_each(|answer| program.note(kind, answer));
         }
-        Ok(program)
+        Ok(Some(program))
+    }
+
+    /// Whether a set has an element of this key.
+    pub(super) fn has(
+        &mut self,
+        family: Family,
+        set: Set,
+        key: &[u8],
+    ) -> Result<bool, DataplaneError> {
+        match self.request(family, encode::ask(set, key), 0) {
+            Err(error) if is(&error, Errno::ENOENT) => Ok(false),
+            result => result
+                .map(|answers| !answers.is_empty())
+                .map_err(|error| refused("to show an element", error)),
+        }
+    }
+
+    /// The members that a set of intervals holds. `None` if some of it is not of our making.
+    pub(super) fn intervals(
+        &mut self,
+        family: Family,
+        set: Set,
+    ) -> Result<Option<BTreeSet<Member>>, DataplaneError> {
+        let mut reading = Reading::new(family);
+        let is_ours = self.read_set(family, set, &mut reading)?;
+        let held = is_ours.and_then(|()| reading.finish());
+        Ok(held.map(|held| held.members))
     }
 
     /// The generation of the rules of this network namespace, which grows with every commit of anyone.
@@ -150,15 +190,14 @@ impl Connection {
         }
     }
 
-    /// Commits new chains, removals and additions of elements as one transaction. The chains come as messages
-    /// with their flags.
+    /// Commits removals and additions of elements, and what has to come `before` them, as one transaction.
     pub(super) fn commit(
         &mut self,
         family: Family,
-        chains: Vec<Flagged>,
+        before: Vec<Flagged>,
         elements: &Elements,
     ) -> Result<(), DataplaneError> {
-        let messages = chains.into_iter().chain(batch::changes(elements)).collect();
+        let messages = before.into_iter().chain(batch::changes(elements)).collect();
         self.batch(family, messages).map_err(|error| {
             match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT | Errno::EEXIST) => DataplaneError::ChangedByOthers(error),

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
@@ -16,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tracing::warn;
 
 use super::super::DataplaneError;
-use super::notice::{Notice, Notices};
+use super::notice::{Meddling, Notice, Notices};
 use crate::event::Event;
 use crate::model::Family;
 
@@ -29,10 +30,14 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// Who changed the rules, if that is not known.
 const SOMEONE: &str = "someone";
 
+/// What was changed in which table.
+pub(super) type Heard = (Family, Meddling);
+
 /// The thread, as seen from those who commit.
 #[derive(Clone)]
 pub(super) struct Watcher {
     socket: Arc<Socket>,
+    heard: Sender<Heard>,
     report: Arc<dyn Fn(Event) -> bool + Send + Sync>,
 }
 
@@ -43,15 +48,15 @@ impl std::fmt::Debug for Watcher {
 }
 
 impl Watcher {
-    /// Starts the thread, which hears what happens in the network namespace of the calling one and reports what others
-    /// than the sockets of the ports `own` do, until `report` says that nobody listens.
+    /// Starts the thread, which hears what happens in the network namespace of the calling one. What others than the
+    /// sockets of the ports `own` do can be received, and is reported, until `report` says that nobody listens.
     ///
     /// # Errors
     /// That no socket or thread could be had, or that the kernel does not permit listening.
     pub(super) fn start(
         own: [u32; 2],
         report: impl Fn(Event) -> bool + Send + Sync + 'static,
-    ) -> Result<Self, DataplaneError> {
+    ) -> Result<(Self, Receiver<Heard>), DataplaneError> {
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(DataplaneError::Netlink)?;
         socket.bind_auto().map_err(DataplaneError::Netlink)?;
         // Without the privilege it stays smaller.
@@ -59,8 +64,10 @@ impl Watcher {
         socket
             .add_membership(GROUP)
             .map_err(DataplaneError::Netlink)?;
+        let (heard, received) = mpsc::channel();
         let watcher = Self {
             socket: Arc::new(socket),
+            heard,
             report: Arc::new(report),
         };
         let thread = thread::Builder::new().name("watch-rules".to_owned());
@@ -68,7 +75,7 @@ impl Watcher {
         thread
             .spawn(move || for_thread.listen(own))
             .map_err(DataplaneError::Netlink)?;
-        Ok(watcher)
+        Ok((watcher, received))
     }
 
     /// From now on nothing is heard.
@@ -89,12 +96,13 @@ impl Watcher {
     pub(super) fn report_unheard(&self) -> bool {
         Family::ALL
             .into_iter()
-            .all(|family| self.report_change(family, SOMEONE))
+            .all(|family| self.report_change((family, Meddling::unheard()), SOMEONE))
     }
 
-    fn report_change(&self, family: Family, by: &str) -> bool {
-        let by = by.to_owned();
-        (self.report)(Event::KernelChanged { family, by })
+    /// What was changed is there to be received when the event comes.
+    fn report_change(&self, heard: Heard, by: &str) -> bool {
+        let (family, by) = (heard.0, by.to_owned());
+        self.heard.send(heard).is_ok() && (self.report)(Event::KernelChanged { family, by })
     }
 
     fn listen(&self, own: [u32; 2]) {
@@ -104,10 +112,10 @@ impl Watcher {
                 Ok((datagram, _)) => messages(&datagram)
                     .filter(|(port, _)| !own.contains(port))
                     .filter_map(|(_, notice)| notices.take(notice))
-                    .all(|(families, by)| {
-                        families
+                    .all(|(changed, by)| {
+                        changed
                             .into_iter()
-                            .all(|family| self.report_change(family, &by))
+                            .all(|heard| self.report_change(heard, &by))
                     }),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
                 // More was told than there was room for (ENOBUFS): anything may have happened.

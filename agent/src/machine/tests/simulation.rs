@@ -14,7 +14,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::super::{FIRST_RETRY, LONGEST_RETRY, Machine};
 use crate::dataplane::recording::Recording;
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Delta, Held, diff};
 use crate::event::Event;
 use crate::model::{Family, PerFamily, Scope};
@@ -128,6 +128,25 @@ impl Dataplane for Kernel {
             return Err(self.error());
         }
         self.recording.apply(family, held, delta)
+    }
+
+    fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
+        self.elapse();
+        if self.fails() {
+            // Its answer may be lost though it did what it was told.
+            if self.chance.bool() {
+                self.recording.restore(family, held)?;
+            }
+            return Err(self.error());
+        }
+        *self.outdated.get_mut(family) = false;
+        let restored = self.recording.restore(family, held);
+        if self.fails() {
+            // It is changed again at once.
+            self.meddle(family);
+            self.noticed.push(family);
+        }
+        restored
     }
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {
