@@ -221,7 +221,11 @@ fn what_others_change_is_put_back_before_what_is_new_is_written() {
     let synced = engine.sync(family, &mut dataplane).unwrap();
     assert_eq!(dataplane.held.v4.entries.len(), 3);
     assert_eq!((synced.full, synced.planned_all), (false, false));
-    assert_eq!(synced.changes, 2 + 2, "two put back; one Service and its ClusterIP");
+    assert_eq!(
+        synced.changes,
+        2 + 2,
+        "two put back; one Service and its ClusterIP"
+    );
     assert_eq!((dataplane.restores, dataplane.resyncs), (1, 2));
     assert!(!engine.is_due(family));
 }

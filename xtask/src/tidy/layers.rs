@@ -30,6 +30,7 @@ const IO: &[&str] = &[
     "dataplane::nft::forgetter",
     "dataplane::nft::netlink",
     "dataplane::nft::process",
+    "dataplane::nft::restore",
     "dataplane::nft::watcher",
     "source",
     "host",

@@ -293,12 +293,7 @@ impl Reading {
         Some(())
     }
 
-    fn note_frontend(
-        &mut self,
-        set: Set,
-        frontend: Frontend,
-        element: &Element<'_>,
-    ) -> Option<()> {
+    fn note_frontend(&mut self, set: Set, frontend: Frontend, element: &Element<'_>) -> Option<()> {
         if !matches!(set, Set::Affinities | Set::NodePortAffinities) {
             return self.note_verdict(set, frontend, element);
         }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::shapes::Chain;
 use super::keys::Subject;
+use super::shapes::Chain;
 use crate::diff::{Delta, Held, Slot, Verdict};
 use crate::model::{Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member};
@@ -238,7 +238,9 @@ pub(super) fn held_element(set: Set, subject: Subject, held: &Held) -> Option<El
         Subject::Frontend(frontend) => {
             let verdict = held.entries.get(&frontend)?.verdict?;
             let affinity = affinity_element(frontend, verdict);
-            let mut elements = affinity.into_iter().chain([verdict_element(frontend, verdict)]);
+            let mut elements = affinity
+                .into_iter()
+                .chain([verdict_element(frontend, verdict)]);
             elements.find(|element| element.set == set)
         }
         Subject::Slot(slot) => Some(backend_element(slot, held.backend(slot)?)),

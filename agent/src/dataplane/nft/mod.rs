@@ -28,7 +28,6 @@ mod watcher;
 use std::collections::BTreeSet;
 use std::sync::mpsc::Receiver;
 
-use nix::errno::Errno;
 pub use skeleton::{Skeleton, SkeletonConfig};
 
 use crate::diff::{Delta, Held, diff};
@@ -140,7 +139,7 @@ impl Nft {
     /// What our table consists of now that it was made.
     fn made_program(&mut self, family: Family) -> Result<Program, DataplaneError> {
         let found = self.connection.program(family)?;
-        found.ok_or_else(|| DataplaneError::ChangedByOthers(Errno::ENOENT.into()))
+        found.ok_or_else(netlink::gone)
     }
 
     /// What others changed in a table since this was last asked.

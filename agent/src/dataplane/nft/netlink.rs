@@ -318,6 +318,16 @@ fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error() == Some(errno as i32)
 }
 
+/// Our table is not there though it was made.
+pub(super) fn gone() -> DataplaneError {
+    DataplaneError::ChangedByOthers(Errno::ENOENT.into())
+}
+
+/// Something is in our table that we did not make.
+pub(super) fn not_ours() -> DataplaneError {
+    DataplaneError::ChangedByOthers(Errno::EEXIST.into())
+}
+
 fn refused(what: &str, error: io::Error) -> DataplaneError {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EACCES) => DataplaneError::NotPermitted,

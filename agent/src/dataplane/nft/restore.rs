@@ -7,7 +7,6 @@
 use std::collections::BTreeSet;
 
 use netlink_packet_netfilter::nftables::NfTablesMessage;
-use nix::errno::Errno;
 
 use super::super::{DataplaneError, Restored};
 use super::Nft;
@@ -16,6 +15,7 @@ use super::elements::{self, Elements, elements, held_element, held_members};
 use super::encode;
 use super::forget::Forgotten;
 use super::keys::{Subject, subject};
+use super::netlink;
 use super::notice::Meddling;
 use crate::diff::{Held, between};
 use crate::model::{Family, Frontend};
@@ -62,13 +62,9 @@ impl Nft {
     }
 
     /// Makes rules again, or the whole table.
-    fn put_back_program(
-        &mut self,
-        family: Family,
-        held: &Held,
-    ) -> Result<Program, DataplaneError> {
-        let unknown = || DataplaneError::ChangedByOthers(Errno::ENOENT.into());
-        let known = self.programs.get(family).clone().ok_or_else(unknown)?;
+    fn put_back_program(&mut self, family: Family, held: &Held) -> Result<Program, DataplaneError> {
+        let known = self.programs.get(family).clone();
+        let known = known.ok_or_else(netlink::gone)?;
         let found = self.connection.program(family)?;
         if found.as_ref() == Some(&known) {
             return Ok(Program::Untouched);
@@ -88,7 +84,7 @@ impl Nft {
         let made = self.made_program(family)?;
         if !made.is_like(&known) {
             // Someone was faster, or the kernel shows it otherwise than it takes it.
-            return Err(DataplaneError::ChangedByOthers(Errno::EEXIST.into()));
+            return Err(netlink::not_ours());
         }
         *self.programs.get_mut(family) = Some(made);
         Ok(done)
@@ -101,7 +97,7 @@ impl Nft {
         held: &Held,
     ) -> Result<Restored, DataplaneError> {
         let Some(found) = self.connection.read_back(family)? else {
-            return Err(DataplaneError::ChangedByOthers(Errno::EEXIST.into()));
+            return Err(netlink::not_ours());
         };
         let delta = between(&found, held);
         let chains = elements::chains(&delta, self.skeletons.get(family).knows_pods());
@@ -124,7 +120,7 @@ impl Nft {
         let (mut found, mut before) = (Held::default(), Held::default());
         for set in &meddling.intervals {
             let Some(members) = self.connection.intervals(family, *set)? else {
-                return Err(DataplaneError::ChangedByOthers(Errno::EEXIST.into()));
+                return Err(netlink::not_ours());
             };
             found.members.extend(members);
             before.members.extend(held_members(*set, held));
