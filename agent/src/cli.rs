@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser};
 
+use crate::dataplane::Backend;
 pub use ignored::Ignored;
 
 /// A Kubernetes service proxy: keeps the nftables rules of one node right, so that connections to Services
@@ -56,6 +57,9 @@ pub struct Cli {
     /// What the rules do.
     #[command(flatten)]
     pub traffic: TrafficFlags,
+    /// What balances.
+    #[command(flatten)]
+    pub backend: BackendFlags,
     /// What others can ask proxyd.
     #[command(flatten)]
     pub health: HealthFlags,
@@ -145,6 +149,23 @@ pub struct TrafficFlags {
     /// How long rules may be behind; the health check fails after twice as long [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub iptables_sync_period: Option<String>,
+}
+
+/// What balances.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Back end")]
+pub struct BackendFlags {
+    /// What balances. Programs and maps of ebpf stay in the kernel while no agent runs, as rules do
+    #[arg(long, value_name = "BACKEND", value_enum, default_value_t = Backend::Nftables)]
+    pub backend: Backend,
+
+    /// The directory of cgroup v2 whose processes' sockets --backend ebpf balances [default: the root]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+
+    /// The directory in a BPF filesystem where --backend ebpf keeps its programs and maps
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/proxyd")]
+    pub bpf_path: PathBuf,
 }
 
 /// What others can ask proxyd.
@@ -249,6 +270,7 @@ mod tests {
             "Options:",
             "Cluster:",
             "Traffic:",
+            "Back end:",
             "Health and metrics:",
             "Connection tracking:",
         ];

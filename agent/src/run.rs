@@ -13,8 +13,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::config::{Config, SourceConfig};
+use crate::dataplane::ebpf::{self, Ebpf};
 use crate::dataplane::nft::Nft;
-use crate::dataplane::{Dataplane, DataplaneError};
+use crate::dataplane::{Backend, Dataplane, DataplaneError};
 use crate::dry_run::{DryRun, Settings, dry_run};
 use crate::engine::Engine;
 use crate::event::Event;
@@ -24,7 +25,7 @@ use crate::host::sysctl;
 use crate::http::Clock;
 use crate::http::listen::ListenError;
 use crate::machine::Machine;
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError, Patience};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
@@ -74,12 +75,12 @@ pub enum RunError {
 /// What makes it impossible to begin. Later failures are logged and tried again.
 pub fn agent(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
-    let mut dataplane = Nft::new(&config.skeleton)?;
+    let mut nft = Nft::new(&config.skeleton)?;
     // The one failure that trying again does not mend; all others are tried again by the loop.
-    dataplane.check()?;
+    nft.check()?;
     sysctl::tune(&config.conntrack, Path::new("/"));
     let runtime = runtime()?;
-    let ended = live(&runtime, config, &mut dataplane, started);
+    let ended = live(&runtime, config, nft, started);
     // Dropping it would wait for the task that reads files, which nobody ends.
     runtime.shutdown_background();
     match ended? {
@@ -95,13 +96,14 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
 fn live(
     runtime: &Runtime,
     config: &Config,
-    dataplane: &mut Nft,
+    mut nft: Nft,
     started: Instant,
 ) -> Result<Ended, RunError> {
     let (sender, receiver) = mpsc::channel();
     let clock = Clock::new(started);
     let client = start_sources(runtime, config, &sender)?;
-    dataplane.watch(send_to(&sender))?;
+    nft.watch(send_to(&sender))?;
+    let mut dataplane = dataplane(config, nft)?;
     let publisher = {
         let _context = runtime.enter();
         runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
@@ -121,7 +123,25 @@ fn live(
     });
     let flows = flows.map_err(RunError::Start)?;
     let machine = Machine::new(Engine::new(config.plan.clone()), fastrand::u64(..));
+    let dataplane = dataplane.as_mut();
     Ok(SyncLoop::new(machine, dataplane, publisher, flows, clock).run(&receiver))
+}
+
+/// The data plane of the back end that was asked for. What the other one had beside the rules is taken away.
+fn dataplane(config: &Config, nft: Nft) -> Result<Box<dyn Dataplane>, DataplaneError> {
+    match config.backend {
+        Backend::Nftables => {
+            if ebpf::detach(&config.places)? {
+                info!("the programs of --backend ebpf were removed; the rules serve alone");
+            }
+            Ok(Box::new(nft))
+        }
+        Backend::Ebpf => {
+            let knows_pods =
+                PerFamily::from_fn(|family| config.skeleton.detector.get(family).knows_pods());
+            Ok(Box::new(Ebpf::attach(nft, knows_pods, &config.places)?))
+        }
+    }
 }
 
 /// Starts the tasks that send events. Returns the client of the API server, if there is one.
@@ -176,6 +196,9 @@ pub fn cleanup(config: &Config) -> Result<(), RunError> {
     let mut dataplane = Nft::new(&config.skeleton)?;
     let results = Family::ALL.map(|family| dataplane.cleanup(family));
     results.into_iter().collect::<Result<Vec<()>, _>>()?;
+    if ebpf::detach(&config.places)? {
+        info!("removed {}", config.places.pins.display());
+    }
     Ok(())
 }
 

@@ -15,6 +15,7 @@ pub mod netns;
 pub mod objects;
 pub mod random;
 pub mod served;
+pub mod sockets;
 pub mod tables;
 pub mod traffic;
 pub mod wait;

@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::mpsc::{self, Sender};
@@ -23,6 +24,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 #[derive(Debug)]
 pub struct Netns {
     fd: OwnedFd,
+    /// The cgroup that threads in it are in, if it is another than that of the process.
+    cgroup: OnceLock<PathBuf>,
 }
 
 impl Netns {
@@ -37,9 +40,21 @@ impl Netns {
         })
         .join()
         .expect("the thread only makes two system calls")?;
-        let netns = Self { fd };
+        let netns = Self {
+            fd,
+            cgroup: OnceLock::new(),
+        };
         link::set_loopback_up(&netns).map_err(io::Error::other)?;
         Ok(netns)
+    }
+
+    /// Makes threads that [`enter`](Self::enter) from now on be in a cgroup of version 2, one of threads.
+    ///
+    /// # Panics
+    /// If they are in one already.
+    pub fn join_cgroup(&self, cgroup: &Path) {
+        let joined = self.cgroup.set(cgroup.join("cgroup.threads"));
+        joined.expect("a namespace is in one cgroup");
     }
 
     /// Runs `work` on a thread inside the namespace and returns what it returns; a panic in it goes on here.
@@ -52,6 +67,9 @@ impl Netns {
                 .spawn(|| {
                     setns(&self.fd, CloneFlags::CLONE_NEWNET)
                         .expect("the descriptor is a network namespace");
+                    if let Some(cgroup) = self.cgroup.get() {
+                        fs::write(cgroup, "0").expect("the thread can be in the cgroup");
+                    }
                     work()
                 })
                 .join()

@@ -21,6 +21,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let mut steps = Steps::default();
     steps.run("tidy", "cargo xtask tidy", tidy::run);
     steps.command("format", cargo(&["fmt", "--all", "--check"]));
+    let of_ebpf = ["--manifest-path", "ebpf/Cargo.toml"];
+    steps.command(
+        "format, ebpf",
+        cargo(&[&["fmt", "--all", "--check"][..], &of_ebpf].concat()),
+    );
     steps.command(
         "clippy",
         cargo(&[

@@ -5,6 +5,7 @@
 mod bench;
 mod check;
 mod demo;
+mod ebpf;
 mod programs;
 mod test;
 mod tidy;
@@ -32,6 +33,9 @@ enum Command {
     Demo(demo::Args),
     /// Measure start, change latency and memory on made-up clusters.
     Bench(Box<bench::Args>),
+    /// The BPF programs: build them, or verify those that are committed.
+    #[command(subcommand)]
+    Ebpf(ebpf::Command),
     /// The house rules alone (a part of `check`; takes no time).
     Tidy,
 }
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Ebpf(command) => ebpf::run(&command),
         Command::Tidy => tidy::run(),
     };
     match result {

@@ -18,6 +18,8 @@ use std::time::Duration;
 pub use given::ConfigError;
 
 use crate::cli::Cli;
+use crate::dataplane::Backend;
+use crate::dataplane::ebpf::Places;
 use crate::dataplane::nft::SkeletonConfig;
 use crate::host::sysctl::ConntrackConfig;
 use crate::http::{health, metrics_server};
@@ -40,6 +42,10 @@ pub struct Config {
     pub plan: PlanConfig,
     /// Settings of the rules' skeleton.
     pub skeleton: SkeletonConfig,
+    /// What balances.
+    pub backend: Backend,
+    /// Where things of the machine are that the eBPF back end needs.
+    pub places: Places,
     /// Settings of what others can ask.
     pub health: HealthConfig,
     /// Settings of the kernel's connection tracking.
@@ -107,6 +113,11 @@ impl Config {
             .collect();
         notes.extend(file.iter().flat_map(File::notes));
 
+        let backend = cli.backend.backend;
+        let places = Places {
+            cgroup: cli.backend.cgroup.take(),
+            pins: std::mem::take(&mut cli.backend.bpf_path),
+        };
         let flags = Raw::of_flags(cli);
         let mode_flag = flags.proxy_mode.as_ref().map(|given| given.value.clone());
         let raw = match file {
@@ -130,6 +141,8 @@ impl Config {
                 detector: detection.detector,
                 masquerade_bit: check::masquerade_bit(raw.masquerade_bit.as_ref())?,
             },
+            backend,
+            places,
             health: health(&raw)?,
             conntrack: conntrack(&raw)?,
             notes,

@@ -1,6 +1,7 @@
 //! The data plane: what carries a delta into the kernel. One trait of four verbs, one implementation for
 //! each kind of kernel program, and a recording fake for tests.
 
+pub mod ebpf;
 pub mod nft;
 #[cfg(test)]
 pub(crate) mod recording;
@@ -38,6 +39,15 @@ pub trait Dataplane {
     /// # Errors
     /// The kernel's refusal.
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError>;
+}
+
+/// What balances.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Backend {
+    /// Rules of nf_tables.
+    Nftables,
+    /// BPF programs for sockets of this node and its pods; rules of nf_tables for all other traffic.
+    Ebpf,
 }
 
 /// What was put back.
@@ -87,7 +97,44 @@ pub enum DataplaneError {
         #[source]
         source: std::io::Error,
     },
+    /// The machine lacks what the eBPF back end needs.
+    #[error("--backend ebpf cannot be had: {what}; --backend nftables needs none of that")]
+    Lacking {
+        /// What it lacks.
+        what: &'static str,
+    },
+    /// The kernel refused something about BPF programs or their maps.
+    #[error("BPF: {what}: {}", chain(source.as_ref()))]
+    Bpf {
+        /// What it was asked.
+        what: String,
+        /// Its answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The kernel could not be talked to.
     #[error("netlink: {0}")]
     Netlink(#[source] std::io::Error),
+}
+
+/// What an error says, with what it comes from.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+impl DataplaneError {
+    /// That the kernel refused something about BPF.
+    fn bpf(
+        what: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Bpf {
+            what: what.into(),
+            source: source.into(),
+        }
+    }
 }

@@ -16,3 +16,10 @@ pub enum Detector {
         prefix: bool,
     },
 }
+
+impl Detector {
+    /// Whether it is known which packets come from pods.
+    pub fn knows_pods(&self) -> bool {
+        *self != Self::None
+    }
+}

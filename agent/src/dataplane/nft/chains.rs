@@ -37,7 +37,7 @@ pub(super) fn messages(
         NfTablesMessage::NewChain(ChainMessage { attributes }),
         NLM_F_CREATE,
     )];
-    let steps = chain.steps(*detector != Detector::None);
+    let steps = chain.steps(detector.knows_pods());
     messages.extend(steps.into_iter().map(|step| {
         let expressions = expressions(step, family, detector).into_iter();
         let attributes = vec![

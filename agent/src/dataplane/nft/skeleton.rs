@@ -87,7 +87,7 @@ impl Skeleton {
 
     /// Whether it is known which packets come from pods.
     pub(super) fn knows_pods(&self) -> bool {
-        self.detector != Detector::None
+        self.detector.knows_pods()
     }
 
     /// What tells packets from pods from others.

@@ -1,0 +1,92 @@
+//! The eBPF back end: sockets of this node, and of its pods, are connected to back ends by BPF programs; what those leave
+//! alone goes by the nftables rules, which stand beside them with the same content.
+//!
+//! `layout` says what the maps hold, `order` in which order they are written. Only `maps` and `attach` do I/O. Needs Linux
+//! 5.15 (cookies of network namespaces) and cgroup v2; tried with 6.18.
+
+mod attach;
+mod layout;
+mod maps;
+mod order;
+
+use std::path::PathBuf;
+
+use super::nft::Nft;
+use super::{Dataplane, DataplaneError, Restored};
+use crate::diff::{Delta, Held};
+use crate::model::{Family, PerFamily};
+use crate::plan::Tables;
+use layout::Layout;
+use maps::Maps;
+use order::writes;
+
+/// Where things of the machine are that the programs need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// The cgroup whose sockets are balanced; `None`: the root of the hierarchy, and so all of the machine's.
+    pub cgroup: Option<PathBuf>,
+    /// The directory in a BPF filesystem where programs and maps stay while no agent runs.
+    pub pins: PathBuf,
+}
+
+/// The programs at their hooks, and the rules beside them.
+#[derive(Debug)]
+pub struct Ebpf {
+    nft: Nft,
+    maps: Maps,
+    layout: PerFamily<Layout>,
+}
+
+impl Ebpf {
+    /// Loads the programs and attaches them, all or none, in place of those of an earlier agent. Their maps are kept:
+    /// sockets go on where they are.
+    ///
+    /// # Errors
+    /// What the machine lacks, or the kernel's refusal. Nothing is changed then.
+    pub fn attach(
+        nft: Nft,
+        knows_pods: PerFamily<bool>,
+        places: &Places,
+    ) -> Result<Self, DataplaneError> {
+        let maps = attach::attach(places)?;
+        let layout = PerFamily::from_fn(|family| Layout::new(family, *knows_pods.get(family)));
+        Ok(Self { nft, maps, layout })
+    }
+
+    /// Makes the maps hold what the rules hold.
+    fn fill(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
+        let found = self.maps.read(family)?;
+        let wanted = self.layout.get(family).all(held);
+        self.maps.write(&writes(&found, &wanted))
+    }
+}
+
+/// Takes programs and maps away, if there are any. Sockets that were connected stay so.
+///
+/// # Errors
+/// That what is there cannot be removed.
+pub fn detach(places: &Places) -> Result<bool, DataplaneError> {
+    attach::detach(places)
+}
+
+impl Dataplane for Ebpf {
+    fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
+        let held = self.nft.resync(family, desired)?;
+        self.fill(family, &held)?;
+        Ok(held)
+    }
+
+    fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
+        self.nft.apply(family, held, delta)?;
+        let (before, after) = self.layout.get(family).around(held, delta);
+        self.maps.write(&writes(&before, &after))
+    }
+
+    fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
+        self.nft.restore(family, held)
+    }
+
+    fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {
+        self.nft.cleanup(family)
+    }
+}

@@ -1,0 +1,180 @@
+//! What the maps of the BPF programs hold, for the programs and for the agent.
+//!
+//! All of it is plain bytes with explicit padding, since the kernel compares keys byte by byte. An IPv4 address is kept as
+//! an IPv4-mapped IPv6 one (RFC 4291, 2.5.5.2): so both families share the maps, and sockets of either may call either.
+//! Ports are in network order, as in sockets.
+
+#![no_std]
+#![deny(missing_docs)]
+
+/// How many front ends there can be: ports of Services, at each of their addresses, and NodePorts.
+pub const MAX_FRONTENDS: usize = 1 << 18;
+
+/// How many back ends all front ends can have together.
+pub const MAX_BACKENDS: usize = 1 << 20;
+
+/// How many addresses can have NodePorts.
+pub const MAX_NODE_ADDRESSES: usize = 1 << 10;
+
+/// How many sockets and clients are remembered in each map of those; the longest unused are forgotten.
+pub const MAX_REMEMBERED: usize = 1 << 16;
+
+/// An address and a port.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Destination {
+    /// An IPv6 or IPv4-mapped address.
+    pub address: [u8; 16],
+    /// In network order.
+    pub port: u16,
+    /// Zero.
+    pub padding: u16,
+}
+
+/// The key of a front end.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FrontendKey {
+    /// The address that clients call; zero for a NodePort.
+    pub address: [u8; 16],
+    /// In network order.
+    pub port: u16,
+    /// The number of the transport protocol.
+    pub protocol: u8,
+    /// One of [`AT_ADDRESS`], [`NODE_PORT_V4`], [`NODE_PORT_V6`].
+    pub kind: u8,
+}
+
+/// A front end at an address.
+pub const AT_ADDRESS: u8 = 0;
+
+/// A NodePort at the node's IPv4 addresses.
+pub const NODE_PORT_V4: u8 = 4;
+
+/// A NodePort at the node's IPv6 addresses.
+pub const NODE_PORT_V6: u8 = 6;
+
+/// How a front end balances.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Frontend {
+    /// How many back ends there are, under indexes from 0 up.
+    pub count: u32,
+    /// How long a client keeps its back end, in seconds; 0: it does not.
+    pub affinity_seconds: u32,
+    /// A set of flags such as [`FOR_NODE_ONLY`].
+    pub flags: u32,
+}
+
+/// Only sockets of the node itself are balanced; those of pods are left to the rules of the network.
+pub const FOR_NODE_ONLY: u32 = 1;
+
+/// The key of one back end of a front end.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackendKey {
+    /// The front end.
+    pub frontend: FrontendKey,
+    /// The index.
+    pub index: u32,
+}
+
+/// The key of the set that says which back ends a front end has, where clients keep theirs: with session affinity,
+/// and for UDP.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemberKey {
+    /// The front end.
+    pub frontend: FrontendKey,
+    /// The back end.
+    pub backend: Destination,
+}
+
+/// Whether all may call an address for its NodePorts.
+pub type WhoMayCall = u8;
+
+/// Everybody may.
+pub const ANYBODY: WhoMayCall = 0;
+
+/// Only the node itself may: the address is one of its loopback device.
+pub const THE_NODE: WhoMayCall = 1;
+
+/// The key of what is remembered: who called which front end.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClientKey {
+    /// The cookie of the network namespace, for session affinity; that of the socket, for UDP.
+    pub cookie: u64,
+    /// The front end.
+    pub frontend: FrontendKey,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// The back end that was chosen for a client.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Choice {
+    /// When it was last used, in nanoseconds since the machine started.
+    pub used_at: u64,
+    /// The back end.
+    pub backend: Destination,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// The key of what a socket called: whom its packets really go to.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerKey {
+    /// The cookie of the socket.
+    pub socket: u64,
+    /// The back end.
+    pub backend: Destination,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// What the programs are told by the agent.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Settings {
+    /// The cookie of the node's own network namespace.
+    pub node_namespace: u64,
+}
+
+#[cfg(feature = "user")]
+mod user {
+    macro_rules! plain_bytes {
+        ($($name:ident),*) => {
+            $(
+                // SAFETY: `repr(C)`, made of integers, and without implicit padding: any bytes are a value.
+                unsafe impl aya::Pod for super::$name {}
+            )*
+        };
+    }
+    plain_bytes!(
+        Destination,
+        FrontendKey,
+        Frontend,
+        BackendKey,
+        MemberKey,
+        ClientKey,
+        Choice,
+        PeerKey,
+        Settings
+    );
+}
+
+// The sums of the fields' sizes: there is no implicit padding.
+const _: () = {
+    assert!(size_of::<Destination>() == 16 + 2 + 2);
+    assert!(size_of::<FrontendKey>() == 16 + 2 + 1 + 1);
+    assert!(size_of::<Frontend>() == 3 * 4);
+    assert!(size_of::<BackendKey>() == 20 + 4);
+    assert!(size_of::<MemberKey>() == 20 + 20);
+    assert!(size_of::<ClientKey>() == 8 + 20 + 4);
+    assert!(size_of::<Choice>() == 8 + 20 + 4);
+    assert!(size_of::<PeerKey>() == 8 + 20 + 4);
+    assert!(size_of::<Settings>() == 8);
+};

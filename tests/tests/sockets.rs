@@ -1,0 +1,335 @@
+//! Sockets that are balanced where they connect (`--backend ebpf`): by the programs alone, with the rules gone.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test panics where something is not as it must be"
+)]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use proxyd_tests::agent::nft;
+use proxyd_tests::cluster::{Cluster, Host, Pod};
+use proxyd_tests::netns::Netns;
+use proxyd_tests::objects::{Port, service, slice};
+use proxyd_tests::sockets::Sockets;
+use proxyd_tests::traffic::{Conversation, Protocol, ask};
+use proxyd_tests::wait::{eventually, poll};
+use proxyd_tests::world::{PATIENCE, World, expect_answers, wait_for_answers};
+use serde_json::{Value, json};
+
+const NODE_PORT: u16 = 30080;
+const PORTS: [Port; 2] = [
+    Port::HTTP.at_nodes(NODE_PORT),
+    Port::UDP.at_nodes(NODE_PORT),
+];
+const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+
+fn cluster_ips() -> [IpAddr; 2] {
+    ["10.96.0.80", "fd00:10:96::80"].map(|ip| ip.parse().unwrap())
+}
+
+fn own(host: &Host, ip: IpAddr) -> IpAddr {
+    if ip.is_ipv4() { host.v4 } else { host.v6 }
+}
+
+/// A Service in both families, TCP and UDP, with these endpoints.
+fn web(pods: &[(&Pod, &str)], spec: &Value) -> Vec<Value> {
+    let mut service = service("web", &cluster_ips(), &PORTS);
+    for (field, value) in spec.as_object().unwrap() {
+        service["spec"][field] = value.clone();
+    }
+    let slices = cluster_ips().map(|ip| {
+        let endpoints: Vec<_> = pods
+            .iter()
+            .map(|(p, node)| (own(&p.host, ip), *node))
+            .collect();
+        slice("web", &PORTS, &endpoints)
+    });
+    [service].into_iter().chain(slices).collect()
+}
+
+/// A cluster whose node-1 has an agent that balances sockets, those of a pod there and of the node itself.
+struct Balanced {
+    world: World,
+    pod: Pod,
+    endpoints: [Pod; 2],
+    sockets: Sockets,
+}
+
+impl Balanced {
+    fn start(spec: &Value) -> Self {
+        let cluster = Cluster::new();
+        let pod = cluster.node1.pod("client");
+        let endpoints = [
+            cluster.node1.pod("here").serving(8080),
+            cluster.node2.pod("there").serving(8080),
+        ];
+        let sockets = Sockets::of(&[&pod.host.netns, &cluster.node1.host.netns]);
+        let objects = web(
+            &[(&endpoints[0], "node-1"), (&endpoints[1], "node-2")],
+            spec,
+        );
+        let args = [&World::DETECT_PODS[..], &sockets.args()].concat();
+        let world = World::start(cluster, &objects, &args);
+        Self {
+            world,
+            pod,
+            endpoints,
+            sockets,
+        }
+    }
+
+    /// Kills the agent and takes the rules away: only the programs are left.
+    fn leave_alone(&mut self) {
+        let agent = &mut self.world.agent;
+        agent.signal(Signal::SIGKILL);
+        eventually("it has ended", PATIENCE, || agent.exited().is_some());
+        let node = &self.world.node().netns;
+        nft(node, &["flush", "ruleset"], "");
+        assert_eq!(nft(node, &["list", "tables"], ""), "");
+    }
+
+    fn pods(&self) -> [&Pod; 2] {
+        [&self.endpoints[0], &self.endpoints[1]]
+    }
+
+    fn args(&self) -> Vec<&str> {
+        [&World::DETECT_PODS[..], &self.sockets.args()].concat()
+    }
+}
+
+#[test]
+fn clients_here_reach_every_endpoint_with_their_own_address_and_without_rules() {
+    let mut balanced = Balanced::start(&json!({}));
+    balanced.leave_alone();
+    let node = balanced.world.node();
+    for client in [&balanced.pod.host, node] {
+        for ip in cluster_ips() {
+            for protocol in PROTOCOLS {
+                let called = [
+                    SocketAddr::new(ip, 80),
+                    SocketAddr::new(own(node, ip), NODE_PORT),
+                ];
+                for to in called {
+                    expect_answers(client, protocol, to, &balanced.pods(), own(client, ip));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_node_reaches_node_ports_at_its_loopback_address() {
+    let balanced = Balanced::start(&json!({}));
+    let to = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), NODE_PORT);
+    let node = balanced.world.node();
+    for protocol in PROTOCOLS {
+        expect_answers(node, protocol, to, &balanced.pods(), node.v4);
+    }
+    let answer = ask(&balanced.pod.host.netns, Protocol::Tcp, to, PATIENCE);
+    assert!(answer.is_err(), "a pod's loopback is its own: {answer:?}");
+}
+
+#[test]
+fn a_socket_is_told_that_it_talks_to_the_service() {
+    let balanced = Balanced::start(&json!({}));
+    for ip in cluster_ips() {
+        let to = SocketAddr::new(ip, 80);
+        balanced.pod.enter(|| {
+            let stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
+            assert_eq!(stream.peer_addr().unwrap(), to);
+            let socket = udp(ip);
+            socket.connect(to).unwrap();
+            assert_eq!(socket.peer_addr().unwrap(), to);
+            socket.send(b"who?\n").unwrap();
+            assert_eq!(answer(&socket).1, to);
+        });
+    }
+}
+
+#[test]
+fn an_ipv6_socket_reaches_ipv4_services() {
+    let mut balanced = Balanced::start(&json!({}));
+    balanced.leave_alone();
+    let IpAddr::V4(ip) = cluster_ips()[0] else {
+        panic!("the first is of IPv4");
+    };
+    let to = SocketAddr::new(ip.to_ipv6_mapped().into(), 80);
+    balanced.pod.enter(|| {
+        let stream = TcpStream::connect_timeout(&to, PATIENCE).unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), to);
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.send_to(b"who?\n", to).unwrap();
+        assert_eq!(answer(&socket).1, to);
+    });
+}
+
+#[test]
+fn a_udp_socket_that_is_not_connected_keeps_its_endpoint_until_that_leaves() {
+    let balanced = Balanced::start(&json!({}));
+    for ip in cluster_ips() {
+        let to = SocketAddr::new(ip, 80);
+        let socket = balanced.pod.enter(|| udp(ip));
+        let servers = |count| -> BTreeSet<String> {
+            (0..count)
+                .map(|_| {
+                    balanced
+                        .pod
+                        .enter(|| socket.send_to(b"who?\n", to).unwrap());
+                    let (server, from) = balanced.pod.enter(|| answer(&socket));
+                    assert_eq!(from, to, "the answer comes from the Service");
+                    server
+                })
+                .collect()
+        };
+        let first = servers(40);
+        assert_eq!(first.len(), 1, "{first:?}");
+        let all = [("here", "node-1"), ("there", "node-2")];
+        let stays: Vec<_> = balanced
+            .endpoints
+            .iter()
+            .zip(all)
+            .filter(|(pod, _)| !first.contains(&pod.host.name))
+            .map(|(pod, (_, node))| (pod, node))
+            .collect();
+        balanced.world.write(&web(&stays, &json!({})));
+        eventually("it goes to the other endpoint", PATIENCE, || {
+            servers(1).contains(&stays[0].0.host.name)
+        });
+        let pods = balanced.pods();
+        balanced.world.write(&web(
+            &[(pods[0], "node-1"), (pods[1], "node-2")],
+            &json!({}),
+        ));
+        wait_for_answers(&balanced.pod.host, Protocol::Udp, to, &pods);
+        assert_eq!(servers(20).len(), 1, "it stays there");
+    }
+}
+
+#[test]
+fn a_client_keeps_its_endpoint_for_the_time_of_its_affinity() {
+    let timeout = json!({ "sessionAffinity": "ClientIP", "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 2 } } });
+    let balanced = Balanced::start(&timeout);
+    let to = SocketAddr::new(cluster_ips()[0], 80);
+    let server = |netns: &Netns| ask(netns, Protocol::Tcp, to, PATIENCE).unwrap().server;
+    let netns = &balanced.pod.host.netns;
+    let first = server(netns);
+    for _ in 0..20 {
+        assert_eq!(server(netns), first);
+    }
+    let silence = Duration::from_millis(2_100);
+    eventually("another endpoint, after silence", PATIENCE * 3, || {
+        let never: Option<()> = poll(silence, || None);
+        never.is_none() && server(netns) != first
+    });
+}
+
+#[test]
+fn conversations_outlive_a_restart_and_a_change_of_the_back_end() {
+    let balanced = Balanced::start(&json!({}));
+    let netns = &balanced.pod.host.netns;
+    let open = |ip, protocol| {
+        let to = SocketAddr::new(ip, 80);
+        Conversation::open(netns, protocol, to, PATIENCE).unwrap()
+    };
+    let open_all = || {
+        cluster_ips()
+            .into_iter()
+            .flat_map(|ip| PROTOCOLS.map(|p| open(ip, p)))
+    };
+    let mut conversations: Vec<Conversation> = open_all().collect();
+    let mut go_on = |what: &str, more: &mut dyn Iterator<Item = Conversation>| {
+        conversations.extend(more);
+        for conversation in &mut conversations {
+            let answer = conversation.ask();
+            assert!(answer.is_ok(), "{what}: {answer:?}");
+        }
+    };
+    go_on("at first", &mut std::iter::empty());
+    let args = balanced.args();
+    let args: Vec<String> = args.into_iter().map(str::to_owned).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let world = balanced.world.restart(&args);
+    go_on("after a restart", &mut open_all());
+    let pins = balanced.sockets.pins();
+    assert!(pins.join("links/connect4").exists());
+    let nftables = [
+        &World::DETECT_PODS[..],
+        &["--bpf-path", pins.to_str().unwrap()],
+    ]
+    .concat();
+    let world = world.restart(&nftables);
+    assert!(!pins.exists(), "nothing is left of the programs");
+    go_on("with --backend nftables", &mut open_all());
+    let world = world.restart(&args);
+    go_on("with --backend ebpf again", &mut open_all());
+    drop(world);
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    let balanced = Balanced::start(&json!({}));
+    let pins = balanced.sockets.pins().to_owned();
+    assert!(pins.join("frontends").exists());
+    balanced.world.agent.signal(Signal::SIGTERM);
+    let binary = proxyd_tests::agent::binary();
+    let node = &balanced.world.node().netns;
+    let args = ["--cleanup", "--bpf-path", pins.to_str().unwrap()];
+    let output = node.run(&binary, &args, "").unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(!pins.exists());
+    assert_eq!(nft(node, &["list", "tables"], ""), "");
+    let to = SocketAddr::new(cluster_ips()[0], 80);
+    let answer = ask(&balanced.pod.host.netns, Protocol::Tcp, to, PATIENCE);
+    assert!(answer.is_err(), "{answer:?}");
+}
+
+#[test]
+fn what_the_machine_lacks_is_said_and_nothing_is_changed() {
+    let node = Netns::new().unwrap();
+    let binary = proxyd_tests::agent::binary();
+    let manifests = tempfile::tempdir().unwrap();
+    let run = |cgroup: &Path, pins: &Path| {
+        let own = [
+            "--hostname-override",
+            "n",
+            "--manifests",
+            manifests.path().to_str().unwrap(),
+        ];
+        let backend = ["--backend", "ebpf", "--cgroup", cgroup.to_str().unwrap()];
+        let pins = ["--bpf-path", pins.to_str().unwrap()];
+        let output = node
+            .run(&binary, &[&own[..], &backend, &pins].concat(), "")
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let elsewhere = manifests.path().join("pins");
+    let said = run(manifests.path(), &elsewhere);
+    assert!(said.contains("not a directory of cgroup v2"), "{said}");
+    let sockets = Sockets::of(&[]);
+    let args = sockets.args();
+    let said = run(Path::new(args[3]), &elsewhere);
+    assert!(said.contains("not in a BPF filesystem"), "{said}");
+    assert!(!elsewhere.exists(), "nothing is left");
+}
+
+fn udp(ip: IpAddr) -> UdpSocket {
+    let any = if ip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// Who answers, and from which address.
+fn answer(socket: &UdpSocket) -> (String, SocketAddr) {
+    let mut datagram = [0; 256];
+    let (length, from) = socket.recv_from(&mut datagram).unwrap();
+    let line = String::from_utf8_lossy(&datagram[..length]);
+    (line.split(' ').next().unwrap().to_owned(), from)
+}
