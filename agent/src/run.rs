@@ -25,7 +25,7 @@ use crate::host::sysctl;
 use crate::http::Clock;
 use crate::http::listen::ListenError;
 use crate::machine::Machine;
-use crate::model::{Family, PerFamily};
+use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError, Patience};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
@@ -136,11 +136,7 @@ fn dataplane(config: &Config, nft: Nft) -> Result<Box<dyn Dataplane>, DataplaneE
             }
             Ok(Box::new(nft))
         }
-        Backend::Ebpf => {
-            let knows_pods =
-                PerFamily::from_fn(|family| config.skeleton.detector.get(family).knows_pods());
-            Ok(Box::new(Ebpf::attach(nft, knows_pods, &config.places)?))
-        }
+        Backend::Ebpf => Ok(Box::new(Ebpf::attach(nft, &config.places)?)),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Packet-flow tables: the specification of what happens to a connection, as text that people read.
 //!
-//! Every row runs twice: a tracer walks the packet through the tables that the agent plans, and real
-//! connections go through the rules that it programs, between network namespaces, where the address that the server saw
-//! proves masquerade or its absence. [`table`] says how a table is read.
+//! Every row runs three times: a tracer walks the packet through the tables that the agent plans, and real connections
+//! go, between network namespaces, through the rules that it programs, and through its BPF programs beside these. The
+//! address that the server saw proves masquerade or its absence. [`table`] says how a table is read, and [`Via`] what the
+//! back ends show differently.
 
 pub mod call;
 pub mod cast;
@@ -12,6 +13,7 @@ pub mod table;
 pub mod traced;
 
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::resume_unwind;
 use std::thread;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::Agent;
+use crate::sockets::Sockets;
+use crate::traffic::Protocol;
 use crate::world;
 use call::Call;
 use cast::Cast;
@@ -93,10 +97,23 @@ impl Stage {
     }
 }
 
+/// What connections go through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// The rules of `--backend nftables`.
+    Rules,
+    /// The programs of `--backend ebpf`, and the rules beside them. The same endpoints are reached; but a client on
+    /// node-1 whose socket was balanced keeps its own address, also where rules would have to masquerade: its
+    /// packets carry the endpoint's address from the start, so replies find their way back. And NodePorts are at
+    /// 127.0.0.1 for node-1 itself, since nothing has to be routed there.
+    Programs,
+}
+
 /// What rows are held against.
 #[derive(Clone, Copy)]
 struct Before<'a> {
     cast: &'a Cast,
+    via: Via,
     planned: &'a Planned,
     untouched: &'a Untouched,
 }
@@ -159,19 +176,11 @@ impl<'a> Scene<'a> {
         objects.extend(self.others.iter().cloned());
         let planned = Planned::new(&cast, &objects, self.args);
         let untouched = self.untouched(&cast);
-        let stage = Stage::new(cast, &objects, self.args);
-        let wrong: Vec<String> = thread::scope(|scope| {
-            let before = Before {
-                cast: &stage.cast,
-                planned: &planned,
-                untouched: &untouched,
-            };
-            let check = |row| scope.spawn(move || self.check_row(before, row));
-            let rows: Vec<_> = self.rows.iter().map(check).collect();
-            let rows = rows.into_iter();
-            rows.flat_map(|row| row.join().unwrap_or_else(|panic| resume_unwind(panic)))
-                .collect()
-        });
+        let mut stage = Stage::new(cast, &objects, self.args);
+        let mut wrong = self.wrong(&stage.cast, Via::Rules, &planned, &untouched);
+        let sockets = Sockets::of(&stage.cast.namespaces_here());
+        stage = stage.restart(&[self.args, &sockets.args()].concat());
+        wrong.extend(self.wrong(&stage.cast, Via::Programs, &planned, &untouched));
         assert!(
             wrong.is_empty(),
             "{} connections of {} rows are not as the table says, with {:?}:\n{}",
@@ -180,6 +189,76 @@ impl<'a> Scene<'a> {
             self.args,
             wrong.join("\n")
         );
+    }
+
+    /// What is not as the table says.
+    fn wrong(
+        &self,
+        cast: &Cast,
+        via: Via,
+        planned: &Planned,
+        untouched: &Untouched,
+    ) -> Vec<String> {
+        let before = Before {
+            cast,
+            via,
+            planned,
+            untouched,
+        };
+        thread::scope(|scope| {
+            let check = |row| scope.spawn(move || self.check_row(before, row));
+            let rows: Vec<_> = self.rows.iter().map(check).collect();
+            let rows = rows.into_iter();
+            rows.flat_map(|row| row.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect()
+        })
+    }
+
+    /// Whether the programs balance a call. They leave to the rules what asks for the source of a packet, which a socket
+    /// that connects does not have yet.
+    fn is_balanced(&self, row: &Row, call: &Call) -> bool {
+        let spec = &self.service(row).spec;
+        let everybody = ["0.0.0.0/0", "::/0"][call.family()];
+        let ranges = spec["loadBalancerSourceRanges"].as_array();
+        let is_limit = |ranges: &Vec<Value>| ranges.iter().all(|range| range != everybody);
+        let is_guarded =
+            row.to == "LB" && ranges.is_some_and(|ranges| !ranges.is_empty() && is_limit(ranges));
+        let asks_for_pods = spec["externalTrafficPolicy"] == "Local"
+            && !row.to.starts_with("ClusterIP")
+            && row.from != "node-1";
+        call.protocol != Protocol::Sctp && Cast::is_here(&row.from) && !is_guarded && !asks_for_pods
+    }
+
+    /// What is asked, and what comes of it, by the programs.
+    fn by_programs(&self, row: &Row, call: &Call) -> (Call, Expected) {
+        let mut call = call.clone();
+        let mut expected = row.expected.clone();
+        let (all, _) = self.service(row).names();
+        let at_loopback = call.to.ip() == IpAddr::from(Ipv4Addr::LOCALHOST);
+        if at_loopback && !all.is_empty() && self.is_balanced(row, &call) {
+            let mut servers: Vec<String> = all.into_iter().map(str::to_owned).collect();
+            servers.sort();
+            expected = Expected::Answers {
+                servers,
+                masqueraded: false,
+                one: false,
+            };
+        }
+        // A UDP server that listens at every address answers a client of its own host from the one that the client has,
+        // not from the one that it called. Connection tracking does not mind; a socket does, as without any Service.
+        if let Expected::Answers { servers, .. } = &expected
+            && call.protocol == Protocol::Udp
+            && servers.contains(&call.from)
+        {
+            call.bound = None;
+        }
+        (call, expected)
+    }
+
+    fn service(&self, row: &Row) -> &Svc {
+        let mut services = self.services.iter();
+        let found = services.find(|service| service.name == row.service);
+        found.expect("rows are made of the scene's Services")
     }
 
     /// What a row asks, in each family and protocol.
@@ -217,6 +296,7 @@ impl<'a> Scene<'a> {
     fn check_row(&self, before: Before<'_>, row: &Row) -> Vec<String> {
         let Before {
             cast,
+            via,
             planned,
             untouched,
         } = before;
@@ -226,11 +306,18 @@ impl<'a> Scene<'a> {
                 "{} → {} of {} ({} {}) should be {}",
                 row.from, row.to, row.service, call.to, call.protocol, row.expected
             );
-            let outcome = planned.trace(cast, &call);
-            let traced = traced::mismatch(&outcome, &row.expected, cast, &call);
-            wrong.extend(traced.map(|found| format!("{what}; traced: {found}")));
-            let real = real::check(cast, &call, &row.expected, untouched).err();
-            wrong.extend(real.map(|found| format!("{what}; in the kernel: {found}")));
+            if via == Via::Rules {
+                let outcome = planned.trace(cast, &call);
+                let traced = traced::mismatch(&outcome, &row.expected, cast, &call);
+                wrong.extend(traced.map(|found| format!("{what}; traced: {found}")));
+            }
+            let keeps_source = via == Via::Programs && self.is_balanced(row, &call);
+            let (call, expected) = match via {
+                Via::Rules => (call, row.expected.clone()),
+                Via::Programs => self.by_programs(row, &call),
+            };
+            let real = real::check(cast, &call, (&expected, keeps_source), untouched).err();
+            wrong.extend(real.map(|found| format!("{what}; by {via:?}: {found}")));
         }
         wrong
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use crate::cluster::{Cluster, Host, Pod};
+use crate::netns::Netns;
 use crate::netns::link::{self, bridge};
 use crate::traffic::EchoServer;
 
@@ -76,6 +77,13 @@ impl Cast {
     /// Whether a member is on the node under test, or is that node.
     pub fn is_here(name: &str) -> bool {
         ["pod", "here", "here2", "node-1"].contains(&name)
+    }
+
+    /// The namespaces of the node under test and of its pods.
+    pub fn namespaces_here(&self) -> Vec<&Netns> {
+        let pods = PODS_HERE.map(|name| &self.host(name).netns);
+        let node = &self.cluster.node1.host.netns;
+        pods.into_iter().chain([node]).collect()
     }
 
     /// The pod of a name.

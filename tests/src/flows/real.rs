@@ -14,14 +14,25 @@ use crate::world::PATIENCE;
 /// The fewest questions for a row that is answered, and the most, should one of the servers not turn up.
 const QUESTIONS: RangeInclusive<usize> = 6..=80;
 
+/// The source that servers should see.
+#[derive(Clone, Copy)]
+enum Source {
+    /// That of the client.
+    Own,
+    /// That of the client, but of the node where a client reaches itself.
+    OwnButHairpin,
+    /// That of the node.
+    Node,
+}
+
 /// How calls fail without any rules.
 pub(super) type Untouched = BTreeMap<Call, Option<Failure>>;
 
-/// What is wrong with a call that should come to this.
+/// What is wrong with a call that should come to this. `keeps_source`: nobody masquerades it, whatever the table says.
 pub(super) fn check(
     cast: &Cast,
     call: &Call,
-    expected: &Expected,
+    (expected, keeps_source): (&Expected, bool),
     untouched: &Untouched,
 ) -> Result<(), String> {
     match expected {
@@ -30,7 +41,14 @@ pub(super) fn check(
             masqueraded,
             one,
         } => {
-            let seen = ask_on(cast, call, *masqueraded, |answered, count| {
+            let source = if keeps_source {
+                Source::Own
+            } else if *masqueraded {
+                Source::Node
+            } else {
+                Source::OwnButHairpin
+            };
+            let seen = ask_on(cast, call, source, |answered, count| {
                 let all = servers.iter().all(|server| answered.contains(server));
                 count >= *QUESTIONS.start() && (*one || all)
             })?;
@@ -72,7 +90,7 @@ pub(super) fn check(
 fn ask_on(
     cast: &Cast,
     call: &Call,
-    masqueraded: bool,
+    wanted: Source,
     enough: impl Fn(&[String], usize) -> bool,
 ) -> Result<Vec<String>, String> {
     let mut seen = Vec::new();
@@ -84,7 +102,12 @@ fn ask_on(
             seen: source,
         } = &answer;
         let name = server.split(':').next().unwrap_or_default();
-        let wanted = if masqueraded || name == call.from {
+        let is_node = match wanted {
+            Source::Node => true,
+            Source::OwnButHairpin => name == call.from,
+            Source::Own => false,
+        };
+        let wanted = if is_node {
             cast.address("node-1", call.family())
         } else {
             call.source(cast)

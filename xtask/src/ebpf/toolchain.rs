@@ -68,7 +68,10 @@ impl Toolchain {
             "-Cdebuginfo=2".to_owned(),
             "--cfg=bpf_target_arch=\"x86_64\"".to_owned(),
             remap(&tools::root(), "proxyd"),
-            remap(&home.context("neither CARGO_HOME nor HOME is set")?, "cargo"),
+            remap(
+                &home.context("neither CARGO_HOME nor HOME is set")?,
+                "cargo",
+            ),
             remap(&sysroot(&self.rustc)?, "rust"),
         ];
         let mut build = cargo(&[
@@ -111,7 +114,10 @@ fn rustc() -> anyhow::Result<PathBuf> {
     if has_sources(&debian) {
         return Ok(debian);
     }
-    if let Ok(nightly) = output(command("rustup", &["which", "--toolchain", "nightly", "rustc"])) {
+    if let Ok(nightly) = output(command(
+        "rustup",
+        &["which", "--toolchain", "nightly", "rustc"],
+    )) {
         let nightly = PathBuf::from(nightly.trim());
         if has_sources(&nightly) {
             return Ok(nightly);
@@ -161,7 +167,9 @@ fn linker(rustc: &Path, llvm: &str) -> anyhow::Result<PathBuf> {
         &feature,
         "--root",
     ]);
-    install.arg(&dir).env("LLVM_PREFIX", llvm_prefix(rustc, llvm, &dir)?);
+    install
+        .arg(&dir)
+        .env("LLVM_PREFIX", llvm_prefix(rustc, llvm, &dir)?);
     tools::run(&mut install)?;
     Ok(linker)
 }

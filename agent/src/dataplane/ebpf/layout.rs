@@ -1,8 +1,8 @@
 //! What is held → what the maps of the programs hold.
 //!
-//! Pure. A client of a socket is always on this node, so the short circuits of traffic policies apply: it gets all back
-//! ends that are planned. What is not here (front ends that drop, refuse, or ask where a client comes from, and SCTP) is
-//! left to the rules of the network.
+//! Pure. The client of a socket is on this node, so the short circuits of traffic policies apply: it gets all back ends
+//! that are planned. What is not here (front ends that drop, refuse, or ask for the source of a packet, and SCTP) is left to
+//! the rules of the network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -26,26 +26,13 @@ pub(super) struct Entries {
     pub(super) node_addresses: BTreeMap<[u8; 16], bpf::WhoMayCall>,
 }
 
-/// How the maps are laid out for a family.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
-    family: Family,
-    /// Whether the rules know which clients are pods. Where they do not, they treat pods as clients from outside.
-    knows_pods: bool,
-}
-
-impl Layout {
-    /// The layout of a family.
-    pub(super) const fn new(family: Family, knows_pods: bool) -> Self {
-        Self { family, knows_pods }
-    }
-
-    /// Everything.
-    pub(super) fn all(self, held: &Held) -> Entries {
-        let mut entries = Entries::default();
+impl Entries {
+    /// What the maps hold of a family.
+    pub(super) fn of(family: Family, held: &Held) -> Self {
+        let mut entries = Self::default();
         for (frontend, entry) in &held.entries {
             if !held.members.contains(&Member::Guarded(*frontend)) {
-                self.add(*frontend, entry, &mut entries);
+                entries.add(*frontend, entry);
             }
         }
         let addresses = held.members.iter().filter_map(|member| match member {
@@ -54,7 +41,7 @@ impl Layout {
         });
         let addresses = addresses.map(|ip| (address(ip), bpf::ANYBODY));
         entries.node_addresses.extend(addresses);
-        if self.family == Family::V4 && !entries.node_addresses.is_empty() {
+        if family == Family::V4 && !entries.node_addresses.is_empty() {
             let loopback = address(Ipv4Addr::LOCALHOST.into());
             entries.node_addresses.insert(loopback, bpf::THE_NODE);
         }
@@ -62,7 +49,7 @@ impl Layout {
     }
 
     /// What a delta touches, before and after.
-    pub(super) fn around(self, held: &Held, delta: &Delta) -> (Entries, Entries) {
+    pub(super) fn around(family: Family, held: &Held, delta: &Delta) -> (Self, Self) {
         let guarded = delta.members.iter().filter_map(|change| match change.key {
             Member::Guarded(frontend) => Some(frontend),
             _ => None,
@@ -80,12 +67,12 @@ impl Layout {
                 .chain(of_node)
                 .collect(),
         };
-        let before = self.all(&part);
+        let before = Self::of(family, &part);
         part.apply(delta);
-        (before, self.all(&part))
+        (before, Self::of(family, &part))
     }
 
-    fn add(self, frontend: Frontend, entry: &Entry, entries: &mut Entries) {
+    fn add(&mut self, frontend: Frontend, entry: &Entry) {
         let Some(Verdict::Balance {
             policy,
             count,
@@ -98,13 +85,14 @@ impl Layout {
         let Some(key) = frontend_key(frontend) else {
             return;
         };
-        let is_for_node = policy == Policy::ExternalLocal && !self.knows_pods;
+        // Which other clients are pods the rules know, by the addresses and interfaces of packets.
+        let is_for_node = policy == Policy::ExternalLocal;
         let value = bpf::Frontend {
             count: count.into(),
             affinity_seconds: affinity.map_or(0, AffinityTimeout::seconds),
             flags: if is_for_node { bpf::FOR_NODE_ONLY } else { 0 },
         };
-        entries.frontends.insert(key, value);
+        self.frontends.insert(key, value);
         let keeps_clients = affinity.is_some() || key.protocol == Protocol::Udp.number();
         for (index, backend) in (0..).zip(&entry.slots) {
             let Some(backend) = backend.map(destination) else {
@@ -112,10 +100,10 @@ impl Layout {
             };
             let frontend = key;
             let place = bpf::BackendKey { frontend, index };
-            entries.backends.insert(place, backend);
+            self.backends.insert(place, backend);
             if keeps_clients {
                 let member = bpf::MemberKey { frontend, backend };
-                entries.members.insert(member);
+                self.members.insert(member);
             }
         }
     }

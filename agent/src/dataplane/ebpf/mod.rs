@@ -14,9 +14,9 @@ use std::path::PathBuf;
 use super::nft::Nft;
 use super::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Delta, Held};
-use crate::model::{Family, PerFamily};
+use crate::model::Family;
 use crate::plan::Tables;
-use layout::Layout;
+use layout::Entries;
 use maps::Maps;
 use order::writes;
 
@@ -34,7 +34,6 @@ pub struct Places {
 pub struct Ebpf {
     nft: Nft,
     maps: Maps,
-    layout: PerFamily<Layout>,
 }
 
 impl Ebpf {
@@ -43,20 +42,15 @@ impl Ebpf {
     ///
     /// # Errors
     /// What the machine lacks, or the kernel's refusal. Nothing is changed then.
-    pub fn attach(
-        nft: Nft,
-        knows_pods: PerFamily<bool>,
-        places: &Places,
-    ) -> Result<Self, DataplaneError> {
+    pub fn attach(nft: Nft, places: &Places) -> Result<Self, DataplaneError> {
         let maps = attach::attach(places)?;
-        let layout = PerFamily::from_fn(|family| Layout::new(family, *knows_pods.get(family)));
-        Ok(Self { nft, maps, layout })
+        Ok(Self { nft, maps })
     }
 
     /// Makes the maps hold what the rules hold.
     fn fill(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
         let found = self.maps.read(family)?;
-        let wanted = self.layout.get(family).all(held);
+        let wanted = Entries::of(family, held);
         self.maps.write(&writes(&found, &wanted))
     }
 }
@@ -78,7 +72,7 @@ impl Dataplane for Ebpf {
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
         self.nft.apply(family, held, delta)?;
-        let (before, after) = self.layout.get(family).around(held, delta);
+        let (before, after) = Entries::around(family, held, delta);
         self.maps.write(&writes(&before, &after))
     }
 
