@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
+use crate::ebpf;
 use crate::tidy;
 use crate::tools::{self, cargo, command};
 
@@ -39,6 +40,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ]),
     );
     steps.command("docs", docs());
+    steps.run("ebpf objects", "cargo xtask ebpf verify", ebpf::verify);
     steps.command("fuzz target", fuzz_target());
     steps.run(
         "dependencies",
@@ -94,24 +96,7 @@ fn cargo_deny() -> anyhow::Result<PathBuf> {
     let dir = tools::root().join("target/tools");
     let installed = dir.join("bin/cargo-deny");
     if !installed.is_file() {
-        let mut install = cargo(&[
-            "install",
-            "cargo-deny",
-            "--locked",
-            "--version",
-            CARGO_DENY_VERSION,
-            "--root",
-        ]);
-        install.arg(dir);
-        // It runs for a second: an optimised build costs minutes and gains nothing.
-        for (setting, value) in [
-            ("OPT_LEVEL", "0"),
-            ("LTO", "off"),
-            ("CODEGEN_UNITS", "256"),
-            ("DEBUG", "0"),
-        ] {
-            install.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
-        }
+        let mut install = tools::cargo_install("cargo-deny", CARGO_DENY_VERSION, &dir);
         tools::run(&mut install)?;
     }
     Ok(installed)

@@ -53,6 +53,22 @@ pub(crate) fn cargo(args: &[&str]) -> Command {
     command("cargo", args)
 }
 
+/// The command that installs a program into a directory.
+pub(crate) fn cargo_install(name: &str, version: &str, dir: &Path) -> Command {
+    let mut install = cargo(&["install", name, "--locked", "--version", version, "--root"]);
+    install.arg(dir);
+    // It runs for a second: an optimised build costs minutes and gains nothing.
+    for (setting, value) in [
+        ("OPT_LEVEL", "0"),
+        ("LTO", "off"),
+        ("CODEGEN_UNITS", "256"),
+        ("DEBUG", "0"),
+    ] {
+        install.env(format!("CARGO_PROFILE_RELEASE_{setting}"), value);
+    }
+    install
+}
+
 /// Prints a command and runs it; an error where it cannot be started or fails.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     println!("$ {}", shown(command));

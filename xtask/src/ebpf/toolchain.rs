@@ -156,19 +156,9 @@ fn linker(rustc: &Path, llvm: &str) -> anyhow::Result<PathBuf> {
         return Ok(linker);
     }
     let feature = format!("llvm-{major}");
-    let mut install = cargo(&[
-        "install",
-        "bpf-linker",
-        "--locked",
-        "--version",
-        LINKER_VERSION,
-        "--no-default-features",
-        "--features",
-        &feature,
-        "--root",
-    ]);
+    let mut install = tools::cargo_install("bpf-linker", LINKER_VERSION, &dir);
     install
-        .arg(&dir)
+        .args(["--no-default-features", "--features", &feature])
         .env("LLVM_PREFIX", llvm_prefix(rustc, llvm, &dir)?);
     tools::run(&mut install)?;
     Ok(linker)
