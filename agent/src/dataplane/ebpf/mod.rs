@@ -84,3 +84,6 @@ impl Dataplane for Ebpf {
         self.nft.cleanup(family)
     }
 }
+
+#[cfg(test)]
+mod tests;

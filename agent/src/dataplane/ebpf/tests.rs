@@ -1,0 +1,194 @@
+//! The maps hold what is held, a change writes what it touches, and no write on the way leaves a client with nobody.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+use proxyd_ebpf_common as bpf;
+
+use super::layout::Entries;
+use super::order::{Write, writes};
+use crate::diff::{Held, Slot, diff};
+use crate::model::{Family, Frontend, Protocol, Scope};
+use crate::plan::{Balance, Member, Policy, Rule, Tables};
+use crate::testing::{backend, ip, port};
+
+fn frontend(number: u8) -> Frontend {
+    let (protocol, port) = (
+        [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][usize::from(number % 3)],
+        port(80),
+    );
+    match number {
+        0..6 => Frontend::Address {
+            ip: ip(&format!("10.96.0.{number}")),
+            protocol,
+            port,
+        },
+        _ => Frontend::NodePort {
+            family: Family::V4,
+            protocol,
+            port,
+        },
+    }
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    let policies = [Policy::Cluster, Policy::External, Policy::ExternalLocal];
+    let policy = prop::sample::select(policies.to_vec());
+    let hosts = prop::collection::btree_set(1..9_u8, 1..7);
+    let affinity = prop::option::of(1..3_u32);
+    prop_oneof![
+        1 => Just(Rule::Reject),
+        1 => Just(Rule::Drop),
+        6 => (policy, hosts, affinity).prop_map(|(policy, hosts, affinity)| Rule::Balance(Balance {
+            policy,
+            backends: hosts.iter().map(|h| backend(&format!("10.1.0.{h}:80"))).collect(),
+            local: Vec::new(),
+            affinity: affinity.and_then(crate::model::AffinityTimeout::new),
+        })),
+    ]
+}
+
+prop_compose! {
+    fn any_tables()(
+        rules in prop::collection::btree_map((0..9_u8).prop_map(frontend), any_rule(), 0..7),
+        guarded in prop::collection::btree_set((0..6_u8).prop_map(frontend).prop_map(Member::Guarded), 0..2),
+        addresses in prop::collection::btree_set(
+            (1..3_u8).prop_map(|h| Member::NodePortAddress(ip(&format!("192.168.0.{h}")))), 0..3),
+    ) -> Tables {
+        Tables { rules, members: guarded.into_iter().chain(addresses).collect() }
+    }
+}
+
+fn loaded(tables: &Tables) -> Held {
+    let mut held = Held::default();
+    held.apply(&diff(&held, tables, &Scope::All));
+    held
+}
+
+fn make(entries: &mut Entries, write: Write) {
+    fn put<K: Ord, V>(map: &mut std::collections::BTreeMap<K, V>, key: K, to: Option<V>) {
+        match to {
+            Some(value) => map.insert(key, value),
+            None => map.remove(&key),
+        };
+    }
+    match write {
+        Write::Frontend(key, to) => put(&mut entries.frontends, key, to),
+        Write::Backend(key, to) => put(&mut entries.backends, key, to),
+        Write::NodeAddress(key, to) => put(&mut entries.node_addresses, key, to),
+        Write::Member(key, true) => drop(entries.members.insert(key)),
+        Write::Member(key, false) => drop(entries.members.remove(&key)),
+    }
+}
+
+/// The back ends that a front end has.
+fn backends(entries: &Entries, frontend: bpf::FrontendKey) -> BTreeSet<bpf::Destination> {
+    let of = entries.backends.iter();
+    let of = of.filter(|(key, _)| key.frontend == frontend);
+    of.map(|(_, backend)| *backend).collect()
+}
+
+proptest! {
+    #[test]
+    fn whoever_picks_on_the_way_gets_an_old_or_a_new_back_end(from in any_tables(), to in any_tables()) {
+        let held = loaded(&from);
+        let delta = diff(&held, &to, &Scope::All);
+        let mut after = held.clone();
+        after.apply(&delta);
+        let [before, after] = [held, after].map(|held| Entries::of(Family::V4, &held));
+        let mut now = before.clone();
+        for write in writes(&before, &after) {
+            make(&mut now, write);
+            for (frontend, value) in &now.frontends {
+                let known: BTreeSet<_> =
+                    backends(&before, *frontend).union(&backends(&after, *frontend)).copied().collect();
+                for index in 0..value.count {
+                    let picked = now.backends.get(&bpf::BackendKey { frontend: *frontend, index });
+                    prop_assert!(picked.is_some_and(|backend| known.contains(backend)), "{write:?}");
+                }
+            }
+            let stays = before.frontends.keys().filter(|key| after.frontends.contains_key(key));
+            for frontend in stays {
+                prop_assert!(now.frontends.contains_key(frontend), "{write:?}");
+            }
+        }
+        prop_assert_eq!(now, after);
+    }
+
+    #[test]
+    fn a_change_writes_what_it_touches_as_if_all_were_compared(from in any_tables(), to in any_tables()) {
+        let held = loaded(&from);
+        let delta = diff(&held, &to, &Scope::All);
+        let (before, after) = Entries::around(Family::V4, &held, &delta);
+        let mut now = Entries::of(Family::V4, &held);
+        writes(&before, &after).into_iter().for_each(|write| make(&mut now, write));
+        let mut later = held.clone();
+        later.apply(&delta);
+        prop_assert_eq!(now, Entries::of(Family::V4, &later));
+    }
+}
+
+#[test]
+fn what_asks_for_the_source_of_a_packet_is_left_to_the_rules() {
+    let tcp = frontend(0);
+    let rule = Rule::Balance(Balance {
+        policy: Policy::ExternalLocal,
+        backends: vec![backend("10.1.0.1:80")],
+        local: Vec::new(),
+        affinity: None,
+    });
+    let mut tables = Tables::default();
+    tables.rules.insert(tcp, rule.clone());
+    // SCTP.
+    tables.rules.insert(frontend(2), rule);
+    let entries = Entries::of(Family::V4, &loaded(&tables));
+    let flags: Vec<u32> = entries.frontends.values().map(|f| f.flags).collect();
+    assert_eq!(flags, [bpf::FOR_NODE_ONLY]);
+    tables.members.insert(Member::Guarded(tcp));
+    assert_eq!(
+        Entries::of(Family::V4, &loaded(&tables)),
+        Entries::default()
+    );
+}
+
+#[test]
+fn a_hole_that_someone_tore_is_no_back_end() {
+    let mut held = Held::default();
+    let slot = |index| Slot {
+        frontend: frontend(0),
+        index,
+    };
+    held.set_backend(slot(1), Some(backend("10.1.0.1:80")));
+    held.set_verdict(
+        frontend(0),
+        Some(crate::diff::Verdict::Balance {
+            policy: Policy::Cluster,
+            count: 2,
+            local: 0,
+            affinity: None,
+        }),
+    );
+    let entries = Entries::of(Family::V4, &held);
+    let indexes: Vec<u32> = entries.backends.keys().map(|key| key.index).collect();
+    assert_eq!(indexes, [1]);
+}
+
+#[test]
+fn the_node_alone_calls_the_loopback_address() {
+    let mut tables = Tables::default();
+    tables
+        .members
+        .insert(Member::NodePortAddress(ip("192.168.0.1")));
+    let entries = Entries::of(Family::V4, &loaded(&tables));
+    let mapped = |last: [u8; 4]| {
+        let mut address = [0; 16];
+        address[10..12].fill(0xff);
+        address[12..].copy_from_slice(&last);
+        address
+    };
+    let expected = [
+        (mapped([127, 0, 0, 1]), bpf::THE_NODE),
+        (mapped([192, 168, 0, 1]), bpf::ANYBODY),
+    ];
+    assert!(entries.node_addresses.into_iter().eq(expected));
+}
