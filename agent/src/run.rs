@@ -103,7 +103,7 @@ fn live(
     let clock = Clock::new(started);
     let client = start_sources(runtime, config, &sender)?;
     nft.watch(send_to(&sender))?;
-    let mut dataplane = dataplane(config, nft)?;
+    let mut dataplane = dataplane(config, nft, send_to(&sender))?;
     let publisher = {
         let _context = runtime.enter();
         runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
@@ -128,7 +128,11 @@ fn live(
 }
 
 /// The data plane of the back end that was asked for. What the other one had beside the rules is taken away.
-fn dataplane(config: &Config, nft: Nft) -> Result<Box<dyn Dataplane>, DataplaneError> {
+fn dataplane(
+    config: &Config,
+    nft: Nft,
+    report: impl Fn(Event) -> bool + Send + Sync + 'static,
+) -> Result<Box<dyn Dataplane>, DataplaneError> {
     match config.backend {
         Backend::Nftables => {
             if ebpf::detach(&config.places)? {
@@ -136,7 +140,7 @@ fn dataplane(config: &Config, nft: Nft) -> Result<Box<dyn Dataplane>, DataplaneE
             }
             Ok(Box::new(nft))
         }
-        Backend::Ebpf => Ok(Box::new(Ebpf::attach(nft, &config.places)?)),
+        Backend::Ebpf => Ok(Box::new(Ebpf::attach(nft, &config.places, report)?)),
     }
 }
 

@@ -48,14 +48,27 @@ impl Sockets {
             cgroup: parent.join(&name),
             pins: Path::new(BPF_ROOT).join(&name),
         };
-        fs::create_dir(&sockets.cgroup).expect("a cgroup can be made");
-        // Only then can single threads be in it.
-        fs::write(sockets.cgroup.join("cgroup.type"), "threaded")
-            .expect("the cgroup can be one of threads");
+        sockets.make_cgroup();
         for netns in namespaces {
             netns.join_cgroup(&sockets.cgroup);
         }
         sockets
+    }
+
+    fn make_cgroup(&self) {
+        fs::create_dir(&self.cgroup).expect("a cgroup can be made");
+        // Only then can single threads be in it.
+        fs::write(self.cgroup.join("cgroup.type"), "threaded")
+            .expect("the cgroup can be one of threads");
+    }
+
+    /// Removes the cgroup, and with it what is attached there, and makes another one in its place.
+    ///
+    /// # Panics
+    /// If a thread is in it.
+    pub fn remake_cgroup(&self) {
+        fs::remove_dir(&self.cgroup).expect("nobody is in the cgroup");
+        self.make_cgroup();
     }
 
     /// The arguments that make an agent balance these sockets.

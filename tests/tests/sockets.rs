@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use proxyd_tests::agent::nft;
 use proxyd_tests::cluster::{Cluster, Host, Pod};
+use proxyd_tests::http::get;
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::sockets::Sockets;
@@ -269,6 +270,42 @@ fn conversations_outlive_a_restart_and_a_change_of_the_back_end() {
     let world = world.restart(&args);
     go_on("with --backend ebpf again", &mut open_all());
     drop(world);
+}
+
+#[test]
+fn programs_that_others_take_away_are_attached_again() {
+    let balanced = Balanced::start(&json!({}));
+    let to = SocketAddr::new(cluster_ips()[0], 80);
+    let node = &balanced.world.node().netns;
+    // A node that is masqueraded by the rules is not by the programs: its second address tells.
+    let loopback = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), NODE_PORT);
+    let are_at_work = || ask(node, Protocol::Tcp, loopback, PATIENCE).is_ok();
+    assert!(are_at_work());
+    let links = balanced.sockets.pins().join("links");
+    for name in ["connect4", "recvmsg6"] {
+        std::fs::remove_file(links.join(name)).unwrap();
+    }
+    let patience = PATIENCE * 3;
+    eventually("they are pinned again", patience, || {
+        links.join("recvmsg6").exists()
+    });
+    assert!(are_at_work());
+    // Longer than the agent takes to look again: it is content with what it made.
+    let longer = Duration::from_secs(6);
+    let never: Option<()> = poll(longer, || None);
+    assert!(never.is_none() && are_at_work());
+    balanced.sockets.remake_cgroup();
+    assert!(!are_at_work(), "they went with their cgroup");
+    eventually("they are attached again", patience, are_at_work);
+    let pods = balanced.pods();
+    wait_for_answers(&balanced.pod.host, Protocol::Tcp, to, &pods);
+    // Two times, for two families; a third time would be one that nobody asked for.
+    let metrics = get(node, "127.0.0.1:10249".parse().unwrap(), "/metrics").unwrap();
+    let counter = "kubeproxy_sync_proxy_rules_foreign_changes_total";
+    for family in ["IPv4", "IPv6"] {
+        let line = format!("{counter}{{ip_family=\"{family}\"}} 2");
+        assert!(metrics.body.contains(&line), "{}", metrics.body);
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ const LAYERS: &[&[&str]] = &[
 /// The modules that talk to the world. All others are pure: they do no I/O, read no clock and start nothing.
 const IO: &[&str] = &[
     "dataplane::ebpf::attach",
+    "dataplane::ebpf::links",
     "dataplane::ebpf::maps",
     "dataplane::nft::forgetter",
     "dataplane::nft::netlink",

@@ -21,6 +21,7 @@ use proxyd_ebpf_common as bpf;
 
 use super::super::DataplaneError;
 use super::Places;
+use super::links::Links;
 use super::maps::Maps;
 
 /// The programs, as `cargo xtask ebpf build` makes them.
@@ -67,7 +68,7 @@ sockopt_impl!(
 );
 
 /// Loads and attaches all programs, in place of those of an earlier agent.
-pub(super) fn attach(places: &Places) -> Result<Maps, DataplaneError> {
+pub(super) fn attach(places: &Places) -> Result<(Maps, Links), DataplaneError> {
     let cgroup = cgroup(places.cgroup.as_deref())?;
     let pins = Pins::make(&places.pins)?;
     let mut loader = EbpfLoader::new();
@@ -87,8 +88,9 @@ pub(super) fn attach(places: &Places) -> Result<Maps, DataplaneError> {
             .map_err(|error| DataplaneError::bpf(format!("attaching {name}"), error))?;
         links.push((name, link));
     }
-    pins.replace(links)?;
-    Maps::take(&mut loaded)
+    let maps = Maps::take(&mut loaded)?;
+    let links = Links::new(pins.replace(links)?)?;
+    Ok((maps, links))
 }
 
 /// Takes programs and maps away; tells whether there were any.
@@ -197,19 +199,27 @@ impl<'a> Pins<'a> {
     }
 
     /// Pins links in place of those that are there, which are detached by that. All were attached before.
-    fn replace(&self, links: Vec<(&str, FdLink)>) -> Result<(), DataplaneError> {
-        for (name, link) in links {
+    fn replace(
+        &self,
+        links: Vec<(&str, FdLink)>,
+    ) -> Result<Vec<(PathBuf, PinnedLink, u32)>, DataplaneError> {
+        let replace = |(name, link): (&str, FdLink)| {
             let path = self.0.join("links").join(name);
             // Such a filesystem takes no names with a dot.
             let new = self.0.join("links").join(format!("{name}-new"));
             let what = || format!("pinning {}", path.display());
             // One that an agent left when it was killed here.
             let _ = fs::remove_file(&new);
-            let _: PinnedLink = link
+            let number = link
+                .info()
+                .map_err(|error| DataplaneError::bpf(what(), error))?
+                .id();
+            let pinned = link
                 .pin(&new)
                 .map_err(|error| DataplaneError::bpf(what(), error))?;
             fs::rename(&new, &path).map_err(|error| DataplaneError::bpf(what(), error))?;
-        }
-        Ok(())
+            Ok((path, pinned, number))
+        };
+        links.into_iter().map(replace).collect()
     }
 }

@@ -1,22 +1,27 @@
 //! The eBPF back end: sockets of this node, and of its pods, are connected to back ends by BPF programs; what those leave
 //! alone goes by the nftables rules, which stand beside them with the same content.
 //!
-//! `layout` says what the maps hold, `order` in which order they are written. Only `maps` and `attach` do I/O. Needs Linux
+//! `layout` says what the maps hold, `order` in which order they are written. Only `maps`, `attach` and `links` do I/O. Needs Linux
 //! 5.15 (cookies of network namespaces) and cgroup v2; tried with 6.18.
 
 mod attach;
 mod layout;
+mod links;
 mod maps;
 mod order;
 
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::nft::Nft;
 use super::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Delta, Held};
+use crate::event::Event;
 use crate::model::Family;
 use crate::plan::Tables;
 use layout::Entries;
+use links::{Links, Watcher};
 use maps::Maps;
 use order::writes;
 
@@ -29,22 +34,62 @@ pub struct Places {
     pub pins: PathBuf,
 }
 
+/// What is told of changes by others.
+type Report = Arc<dyn Fn(Event) -> bool + Send + Sync>;
+
 /// The programs at their hooks, and the rules beside them.
-#[derive(Debug)]
 pub struct Ebpf {
     nft: Nft,
+    places: Places,
     maps: Maps,
+    links: Arc<Links>,
+    /// Kept, since it ends with this.
+    _watcher: Watcher,
+    report: Report,
+}
+
+impl fmt::Debug for Ebpf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ebpf").finish_non_exhaustive()
+    }
 }
 
 impl Ebpf {
     /// Loads the programs and attaches them, all or none, in place of those of an earlier agent. Their maps are kept:
     /// sockets go on where they are.
     ///
+    /// `report` is called with [`Event::KernelChanged`] when someone takes them away.
+    ///
     /// # Errors
     /// What the machine lacks, or the kernel's refusal. Nothing is changed then.
-    pub fn attach(nft: Nft, places: &Places) -> Result<Self, DataplaneError> {
-        let maps = attach::attach(places)?;
-        Ok(Self { nft, maps })
+    pub fn attach(
+        nft: Nft,
+        places: &Places,
+        report: impl Fn(Event) -> bool + Send + Sync + 'static,
+    ) -> Result<Self, DataplaneError> {
+        let report: Report = Arc::new(report);
+        let (maps, links) = attach::attach(places)?;
+        let links = Arc::new(links);
+        Ok(Self {
+            nft,
+            places: places.clone(),
+            maps,
+            _watcher: Watcher::start(Arc::clone(&links), Arc::clone(&report))?,
+            links,
+            report,
+        })
+    }
+
+    /// Attaches the programs again if somebody detached them.
+    fn put_back(&mut self) -> Result<bool, DataplaneError> {
+        if self.links.are_whole() {
+            return Ok(false);
+        }
+        let (maps, links) = attach::attach(&self.places)?;
+        self.maps = maps;
+        self.links = Arc::new(links);
+        self._watcher = Watcher::start(Arc::clone(&self.links), Arc::clone(&self.report))?;
+        Ok(true)
     }
 
     /// Makes the maps hold what the rules hold.
@@ -65,6 +110,7 @@ pub fn detach(places: &Places) -> Result<bool, DataplaneError> {
 
 impl Dataplane for Ebpf {
     fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
+        self.put_back()?;
         let held = self.nft.resync(family, desired)?;
         self.fill(family, &held)?;
         Ok(held)
@@ -77,7 +123,11 @@ impl Dataplane for Ebpf {
     }
 
     fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
-        self.nft.restore(family, held)
+        let mut restored = self.nft.restore(family, held)?;
+        restored.changes += usize::from(self.put_back()?);
+        // Maps that were removed with their pins are new.
+        self.fill(family, held)?;
+        Ok(restored)
     }
 
     fn cleanup(&mut self, family: Family) -> Result<(), DataplaneError> {
