@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::dataplane::nft::{Skeleton, SkeletonConfig, render};
+use crate::dataplane::{Backend, ebpf};
 use crate::diff::{Held, diff};
 use crate::model::translate::Objects;
 use crate::model::{Complaint, Family, Frontend, ObjectName, Parsed, Scope, Service, Snapshot};
@@ -24,6 +25,8 @@ pub struct Settings<'a> {
     pub plan: &'a PlanConfig,
     /// Settings of the skeleton.
     pub skeleton: &'a SkeletonConfig,
+    /// What balances.
+    pub backend: Backend,
     /// The addresses of this machine.
     pub host_addresses: BTreeSet<IpAddr>,
     /// What could not be read, for readers of the text.
@@ -86,6 +89,14 @@ pub fn dry_run(objects: &Objects, settings: &Settings<'_>) -> DryRun {
         node_elements(&mut text, &skeleton, &tables);
         for service in snapshot.services() {
             service_elements(&mut text, &skeleton, &snapshot, &tables, service);
+        }
+        if settings.backend == Backend::Ebpf {
+            let mut held = Held::default();
+            held.apply(&diff(&held, &tables, &Scope::All));
+            text.push('\n');
+            for line in ebpf::render::maps(family, &held) {
+                comment(&mut text, &line);
+            }
         }
     }
     DryRun {

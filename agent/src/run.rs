@@ -232,6 +232,7 @@ pub fn plan_once(config: &Config) -> Result<(DryRun, Vec<ManifestError>), RunErr
         node_name: &config.node_name,
         plan: &config.plan,
         skeleton: &config.skeleton,
+        backend: config.backend,
         host_addresses,
         unread: errors.iter().map(ToString::to_string).collect(),
     };

@@ -77,6 +77,7 @@ fn the_objects_come_to_every_kind_of_element_and_complaint() {
             node_name: NODE,
             plan: &plan,
             skeleton: &skeleton,
+            backend: proxyd::dataplane::Backend::Nftables,
             host_addresses: BTreeSet::new(),
             unread: Vec::new(),
         };

@@ -73,6 +73,10 @@ fn objects() -> Objects {
 }
 
 fn run(objects: &Objects) -> DryRun {
+    run_on(Backend::Nftables, objects)
+}
+
+fn run_on(backend: Backend, objects: &Objects) -> DryRun {
     let settings = Settings {
         node_name: "node-1",
         plan: &PlanConfig {
@@ -86,6 +90,7 @@ fn run(objects: &Objects) -> DryRun {
             },
             masquerade_bit: 14,
         },
+        backend,
         host_addresses: BTreeSet::from(["192.168.0.2".parse().unwrap()]),
         unread: Vec::new(),
     };
@@ -456,4 +461,27 @@ fn a_front_end_says_who_gets_which_endpoints() {
         #   203.0.113.7:80 tcp: 2 endpoints; 1 endpoint for clients outside; a client keeps its own for 10800 s; only for 203.0.113.0/24
         #   [2001:db8::7]:80 tcp: 1 endpoint; none for clients outside, since none is on this node (policy Local); a client keeps its own for 10800 s; for nobody: the source ranges have no IPv6 one
         #   [fd00::7]:80 tcp: dropped, no endpoint is on this node (policy Local)"#]].assert_eq(&told.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn the_maps_of_the_programs_follow_the_rules() {
+    let rules = run(&objects()).text;
+    let text = run_on(Backend::Ebpf, &objects()).text;
+    let maps: String = text
+        .split_inclusive('\n')
+        .filter(|line| !rules.contains(*line))
+        .collect();
+    expect![[r#"
+        # BPF maps, IPv4: sockets of this node and its pods
+        #   127.0.0.1: NodePorts for the node itself
+        #   192.168.0.2: NodePorts
+        #   NodePort 30080 tcp: 2 back ends
+        #     0 → 10.1.0.1:8080
+        #     1 → 10.1.0.2:8080
+        #   10.96.0.1:80 tcp: 2 back ends
+        #     0 → 10.1.0.1:8080
+        #     1 → 10.1.0.2:8080
+        # BPF maps, IPv6: sockets of this node and its pods
+    "#]]
+    .assert_eq(&maps);
 }

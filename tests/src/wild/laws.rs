@@ -53,6 +53,7 @@ pub fn check(bytes: &[u8]) {
             node_name: NODE,
             plan: &config,
             skeleton: &skeleton,
+            backend: proxyd::dataplane::Backend::Nftables,
             host_addresses,
             unread: Vec::new(),
         };

@@ -9,6 +9,7 @@ mod layout;
 mod links;
 mod maps;
 mod order;
+pub mod render;
 
 use std::fmt;
 use std::path::PathBuf;
