@@ -1,6 +1,6 @@
 //! A cgroup and a place for pins, for an agent whose programs balance sockets.
 //!
-//! Threads that enter a namespace of a [`Host`] in [`Sockets::of`] are in the cgroup, and so are the sockets that they make.
+//! Threads that enter one of the namespaces of [`Sockets::of`] are in the cgroup, and so are the sockets that they make.
 //! Names hold the process id; what a test left that was killed is removed by the next one.
 //!
 //! Needs root, cgroup v2 and a kernel with BPF.

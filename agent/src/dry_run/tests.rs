@@ -475,10 +475,10 @@ fn the_maps_of_the_programs_follow_the_rules() {
         # BPF maps, IPv4: sockets of this node and its pods
         #   127.0.0.1: NodePorts for the node itself
         #   192.168.0.2: NodePorts
-        #   NodePort 30080 tcp: 2 back ends
+        #   NodePort 30080 tcp: back ends: 2
         #     0 → 10.1.0.1:8080
         #     1 → 10.1.0.2:8080
-        #   10.96.0.1:80 tcp: 2 back ends
+        #   10.96.0.1:80 tcp: back ends: 2
         #     0 → 10.1.0.1:8080
         #     1 → 10.1.0.2:8080
         # BPF maps, IPv6: sockets of this node and its pods

@@ -36,11 +36,14 @@ pub fn maps(family: Family, held: &Held) -> Vec<String> {
         };
         let count = frontend.count;
         lines.push(format!(
-            "  {}: {count} back ends{affinity}{whose}",
+            "  {}: back ends: {count}{affinity}{whose}",
             Shown(key)
         ));
-        let of = entries.backends.iter();
-        let of = of.filter(|(place, _)| place.frontend == *key);
+        let place = |index| bpf::BackendKey {
+            frontend: *key,
+            index,
+        };
+        let of = entries.backends.range(place(0)..=place(u32::MAX));
         lines.extend(of.map(|(place, to)| {
             let port = u16::from_be(to.port);
             let to = SocketAddr::new(ip(to.address), port);
