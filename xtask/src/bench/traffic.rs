@@ -71,7 +71,10 @@ enum To {
 
 /// Measures every path in turns, and prints how they compare.
 pub(super) fn run(args: &Args, binary: &FilePath) -> Result<()> {
-    let mut proxies = vec![Proxy::new("proxyd nftables", binary)?];
+    let mut proxies = vec![
+        Proxy::new("proxyd nftables", binary)?,
+        Proxy::with_programs("proxyd ebpf", binary)?,
+    ];
     match &args.peer {
         Some(peer) => proxies.push(Proxy::peer(peer)?),
         None => println!("NOT RUN: peer: give --peer PATH/kube-proxy to measure it beside"),

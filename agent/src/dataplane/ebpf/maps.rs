@@ -1,9 +1,12 @@
 //! Reads and writes the maps of the programs. I/O: system calls, a microsecond each.
 
+use std::collections::BTreeMap;
+
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError};
 use nix::errno::Errno;
 use proxyd_ebpf_common as bpf;
+use tracing::warn;
 
 use super::super::DataplaneError;
 use super::layout::{Entries, family_of, is_of};
@@ -13,103 +16,108 @@ use crate::model::Family;
 /// The maps that the agent writes.
 #[derive(Debug)]
 pub(super) struct Maps {
-    frontends: HashMap<MapData, bpf::FrontendKey, bpf::Frontend>,
-    backends: HashMap<MapData, bpf::BackendKey, bpf::Destination>,
-    members: HashMap<MapData, bpf::MemberKey, u8>,
-    node_addresses: HashMap<MapData, [u8; 16], bpf::WhoMayCall>,
+    frontends: Map<bpf::FrontendKey, bpf::Frontend>,
+    backends: Map<bpf::BackendKey, bpf::Destination>,
+    members: Map<bpf::MemberKey, u8>,
+    node_addresses: Map<[u8; 16], bpf::WhoMayCall>,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct Map<K, V> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+    /// It was full, and that was said.
+    was_full: bool,
 }
 
 impl Maps {
     /// Takes the maps out of what was loaded.
     pub(super) fn take(loaded: &mut Ebpf) -> Result<Self, DataplaneError> {
         Ok(Self {
-            frontends: take(loaded, "frontends")?,
-            backends: take(loaded, "backends")?,
-            members: take(loaded, "members")?,
-            node_addresses: take(loaded, "node_addresses")?,
+            frontends: Map::take(loaded, "frontends")?,
+            backends: Map::take(loaded, "backends")?,
+            members: Map::take(loaded, "members")?,
+            node_addresses: Map::take(loaded, "node_addresses")?,
         })
     }
 
     /// What they hold of a family.
     pub(super) fn read(&self, family: Family) -> Result<Entries, DataplaneError> {
-        let mut entries = Entries::default();
-        for entry in &self.frontends {
-            let (key, value) = entry.map_err(|error| refused("frontends", "read", error))?;
-            if is_of(family, &key) {
-                entries.frontends.insert(key, value);
-            }
-        }
-        for entry in &self.backends {
-            let (key, value) = entry.map_err(|error| refused("backends", "read", error))?;
-            if is_of(family, &key.frontend) {
-                entries.backends.insert(key, value);
-            }
-        }
-        for key in self.members.keys() {
-            let key = key.map_err(|error| refused("members", "read", error))?;
-            if is_of(family, &key.frontend) {
-                entries.members.insert(key);
-            }
-        }
-        for entry in &self.node_addresses {
-            let (key, value) = entry.map_err(|error| refused("node_addresses", "read", error))?;
-            if family_of(&key) == family {
-                entries.node_addresses.insert(key, value);
-            }
-        }
+        let mut entries = Entries {
+            frontends: self.frontends.read()?,
+            backends: self.backends.read()?,
+            members: self.members.read()?.into_keys().collect(),
+            node_addresses: self.node_addresses.read()?,
+        };
+        entries.frontends.retain(|key, _| is_of(family, key));
+        entries
+            .backends
+            .retain(|key, _| is_of(family, &key.frontend));
+        entries.members.retain(|key| is_of(family, &key.frontend));
+        let addresses = &mut entries.node_addresses;
+        addresses.retain(|address, _| family_of(address) == family);
         Ok(entries)
     }
 
-    /// Makes writes, in their order.
+    /// Makes writes, in their order. What does not fit is left out: whoever picks it gets nobody, and goes by the rules.
     pub(super) fn write(&mut self, writes: &[Write]) -> Result<(), DataplaneError> {
         for write in writes {
             match write {
-                Write::Frontend(key, to) => put(&mut self.frontends, "frontends", key, *to),
-                Write::Backend(key, to) => put(&mut self.backends, "backends", key, *to),
-                Write::Member(key, is_there) => {
-                    put(&mut self.members, "members", key, is_there.then_some(1))
-                }
-                Write::NodeAddress(key, to) => {
-                    put(&mut self.node_addresses, "node_addresses", key, *to)
-                }
+                Write::Frontend(key, to) => self.frontends.put(key, *to),
+                Write::Backend(key, to) => self.backends.put(key, *to),
+                Write::Member(key, is_there) => self.members.put(key, is_there.then_some(1)),
+                Write::NodeAddress(key, to) => self.node_addresses.put(key, *to),
             }?;
         }
         Ok(())
     }
 }
 
-fn take<K: aya::Pod, V: aya::Pod>(
-    loaded: &mut Ebpf,
-    name: &str,
-) -> Result<HashMap<MapData, K, V>, DataplaneError> {
-    let map = loaded.take_map(name).expect("the object has this map");
-    HashMap::try_from(map).map_err(|error| refused(name, "opened", error))
-}
+impl<K: aya::Pod + Ord, V: aya::Pod> Map<K, V> {
+    fn take(loaded: &mut Ebpf, name: &'static str) -> Result<Self, DataplaneError> {
+        let map = loaded.take_map(name).expect("the object has this map");
+        let map = HashMap::try_from(map);
+        Ok(Self {
+            name,
+            map: map.map_err(|error| refused(name, "opened", error))?,
+            was_full: false,
+        })
+    }
 
-/// Sets or removes what a key has. What is gone already need not be removed.
-fn put<K: aya::Pod, V: aya::Pod>(
-    map: &mut HashMap<MapData, K, V>,
-    name: &str,
-    key: &K,
-    to: Option<V>,
-) -> Result<(), DataplaneError> {
-    let result = match to {
-        Some(value) => map.insert(key, value, 0),
-        None => match map.remove(key) {
-            Err(MapError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(Errno::ENOENT as i32) =>
-            {
+    fn read(&self) -> Result<BTreeMap<K, V>, DataplaneError> {
+        let entries = self.map.iter();
+        let entries = entries.map(|entry| entry.map_err(|error| refused(self.name, "read", error)));
+        entries.collect()
+    }
+
+    /// Sets or removes what a key has. What is gone already need not be removed.
+    fn put(&mut self, key: &K, to: Option<V>) -> Result<(), DataplaneError> {
+        let result = match to {
+            Some(value) => self.map.insert(key, value, 0),
+            None => self.map.remove(key),
+        };
+        match result {
+            Err(error) if is(&error, Errno::ENOENT) => Ok(()),
+            Err(error) if is(&error, Errno::E2BIG) => {
+                if !std::mem::replace(&mut self.was_full, true) {
+                    warn!(
+                        "the BPF map {} is full; what does not fit goes by the rules",
+                        self.name
+                    );
+                }
                 Ok(())
             }
-            result => result,
-        },
-    };
-    result.map_err(|error| refused(name, "written", error))
+            result => result.map_err(|error| refused(self.name, "written", error)),
+        }
+    }
+}
+
+fn is(error: &MapError, errno: Errno) -> bool {
+    matches!(error, MapError::SyscallError(error)
+        if error.io_error.raw_os_error() == Some(errno as i32))
 }
 
 fn refused(map: &str, done: &str, error: MapError) -> DataplaneError {
-    let is_full = matches!(&error, MapError::SyscallError(error)
-        if error.io_error.raw_os_error() == Some(Errno::E2BIG as i32));
-    let full = if is_full { " (it is full)" } else { "" };
-    DataplaneError::bpf(format!("the map {map} cannot be {done}{full}"), error)
+    DataplaneError::bpf(format!("the map {map} cannot be {done}"), error)
 }

@@ -1,9 +1,9 @@
 //! The nftables back end: constant rules, state in named maps.
 //!
 //! `skeleton` is the program (text, loaded by `nft`); `elements` turns deltas into elements of its maps; `render`
-//! prints both as text; `encode`, `chains` and `decode` are the netlink messages, and `batch` their bytes; `program` and
-//! `notice` are about what others change. Only `process`, `netlink`, `forgetter` and `watcher` do I/O. Needs Linux 5.10
-//! (comments of tables) and nft 1.0.1 or later; tried with 6.18 and 1.0.6.
+//! prints both as text; `encode`, `chains`, `decode` and `keys` are the netlink messages, and `batch` their bytes; `program`
+//! and `notice` are about what others change, and `restore` puts that back. Only `process`, `netlink`, `forgetter`, `watcher` and
+//! `restore` do I/O. Needs Linux 5.10 (comments of tables) and nft 1.0.1 or later; tried with 6.18 and 1.0.6.
 
 #[doc(hidden)]
 pub mod batch;

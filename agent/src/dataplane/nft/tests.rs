@@ -58,6 +58,23 @@ fn answered(message: NfTablesMessage) -> decode::Answer {
     decode::Answer::deserialize(&NetlinkHeader::default(), &bytes).unwrap()
 }
 
+#[test]
+fn more_changes_than_are_worth_asking_for_are_taken_for_any() {
+    let change = |number: u32| notice::Meddling {
+        keys: [(Set::Services, number.to_be_bytes().to_vec())].into(),
+        ..notice::Meddling::default()
+    };
+    let mut meddling = notice::Meddling::default();
+    (0..4_096).for_each(|number| meddling.add(change(number)));
+    // One that is there already is not one more.
+    meddling.add(change(0));
+    assert_eq!((meddling.keys.len(), meddling.unheard), (4_096, false));
+    meddling.add(change(4_096));
+    assert_eq!(meddling, notice::Meddling::unheard());
+    meddling.add(change(1));
+    assert_eq!(meddling, notice::Meddling::unheard());
+}
+
 proptest! {
     #[test]
     fn what_is_written_can_be_read_back(

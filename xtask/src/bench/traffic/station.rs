@@ -13,6 +13,7 @@ use proxyd_tests::agent::Agent;
 use proxyd_tests::apiserver::{ApiServer, Options};
 use proxyd_tests::cluster::{CLUSTER_CIDR, Cluster, Pod};
 use proxyd_tests::generation::Generation;
+use proxyd_tests::sockets::Sockets;
 use proxyd_tests::wait;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -51,7 +52,8 @@ pub(super) struct Proxy {
     /// What it is called in the results.
     pub(super) name: String,
     binary: PathBuf,
-    args: &'static [&'static str],
+    /// Whether it is to balance sockets.
+    programs: bool,
 }
 
 impl Proxy {
@@ -61,7 +63,15 @@ impl Proxy {
         Ok(Self {
             name: name.to_owned(),
             binary: binary.canonicalize()?,
-            args: &["--proxy-mode", "nftables"],
+            programs: false,
+        })
+    }
+
+    /// One that balances sockets, with nftables rules beside.
+    pub(super) fn with_programs(name: &str, binary: &Path) -> Result<Self> {
+        Ok(Self {
+            programs: true,
+            ..Self::new(name, binary)?
         })
     }
 
@@ -81,6 +91,7 @@ pub(super) struct Station {
     server: Pod,
     // In this order: the proxy ends first.
     _agent: Option<Agent>,
+    _sockets: Option<Sockets>,
     _api: Option<ApiServer>,
     directory: TempDir,
     cluster: Cluster,
@@ -99,6 +110,7 @@ impl Station {
             client,
             server,
             _agent: None,
+            _sockets: None,
             _api: None,
             directory: TempDir::new()?,
             cluster,
@@ -142,13 +154,21 @@ impl Station {
             // The machine's limit of flows is not for a bench to change.
             "--conntrack-max-per-core=0",
             "--conntrack-min=0",
+            "--proxy-mode=nftables",
         ];
+        let sockets = proxy
+            .programs
+            .then(|| Sockets::of(&[&station.client.host.netns]));
+        let programs = sockets.iter().flat_map(Sockets::args);
+        let args: Vec<&str> = args.into_iter().chain(programs).collect();
         let binary = utf8(&proxy.binary)?;
-        let mut agent = Agent::start_binary(binary, &node.netns, &[&args[..], proxy.args].concat());
+        let mut agent = Agent::start_binary(binary, &node.netns, &args);
         station.wait(&mut agent)?;
         node.netns.sysctls(TIMEOUTS);
         station.proxy = Some((proxy.name.clone(), services));
+        drop(args);
         station._agent = Some(agent);
+        station._sockets = sockets;
         station._api = Some(api);
         Ok(station)
     }
