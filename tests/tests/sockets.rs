@@ -310,10 +310,12 @@ fn programs_that_others_take_away_are_attached_again() {
 
 #[test]
 fn cleanup_leaves_nothing() {
-    let balanced = Balanced::start(&json!({}));
+    let mut balanced = Balanced::start(&json!({}));
     let pins = balanced.sockets.pins().to_owned();
     assert!(pins.join("frontends").exists());
-    balanced.world.agent.signal(Signal::SIGTERM);
+    let agent = &mut balanced.world.agent;
+    agent.signal(Signal::SIGTERM);
+    eventually("it has ended", PATIENCE, || agent.exited().is_some());
     let binary = proxyd_tests::agent::binary();
     let node = &balanced.world.node().netns;
     let args = ["--cleanup", "--bpf-path", pins.to_str().unwrap()];

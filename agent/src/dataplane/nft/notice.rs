@@ -76,11 +76,8 @@ impl Meddling {
         self.intervals.extend(later.intervals);
         self.program |= later.program;
         self.unheard |= later.unheard;
-        if self.keys.len() > MOST_KEYS {
-            self.add(Self::unheard());
-        }
-        if self.unheard {
-            self.keys.clear();
+        if self.unheard || self.keys.len() > MOST_KEYS {
+            *self = Self::unheard();
         }
     }
 }
