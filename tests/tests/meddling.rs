@@ -197,6 +197,16 @@ fn a_load_of_theirs_that_is_too_much_to_hear_is_survived() {
     meddled.change_and_wait(&commands);
     nft(meddled.node(), &["delete", "table", "ip", "other"], "");
     meddled.change_and_wait("flush ruleset");
+    // In a table of ours, more than is worth asking for one by one.
+    let mut commands = String::new();
+    for high in 0..=31 {
+        let elements: Vec<String> = (0..=255).map(|low| format!("10.9.{high}.{low}")).collect();
+        commands += &format!(
+            "add element ip proxyd cluster-ips {{ {} }}\n",
+            elements.join(", ")
+        );
+    }
+    meddled.change_and_wait(&commands);
 }
 
 /// The agent's own commits are no changes by others, however large.
