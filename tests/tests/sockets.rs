@@ -259,6 +259,11 @@ fn conversations_outlive_a_restart_and_a_change_of_the_back_end() {
     go_on("after a restart", &mut open_all());
     let pins = balanced.sockets.pins();
     assert!(pins.join("links/connect4").exists());
+    // Maps of another layout, which an older version left.
+    let older = pins.join("maps-0");
+    std::fs::create_dir(&older).unwrap();
+    let world = world.restart(&args);
+    assert!(!older.exists());
     let nftables = [
         &World::DETECT_PODS[..],
         &["--bpf-path", pins.to_str().unwrap()],
@@ -312,7 +317,7 @@ fn programs_that_others_take_away_are_attached_again() {
 fn cleanup_leaves_nothing() {
     let mut balanced = Balanced::start(&json!({}));
     let pins = balanced.sockets.pins().to_owned();
-    assert!(pins.join("frontends").exists());
+    assert!(pins.join("maps-1/frontends").exists());
     let agent = &mut balanced.world.agent;
     agent.signal(Signal::SIGTERM);
     eventually("it has ended", PATIENCE, || agent.exited().is_some());

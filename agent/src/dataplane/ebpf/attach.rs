@@ -42,6 +42,10 @@ const PROGRAMS: [&str; 8] = [
     "getpeername6",
 ];
 
+/// What the maps' keys and values look like. Who changes them, or the maps' kinds, counts this up: maps of another layout
+/// are not taken over.
+const LAYOUT: u32 = 1;
+
 /// The maps, which are pinned by their names.
 const MAPS: [&str; 9] = [
     "settings",
@@ -73,7 +77,7 @@ pub(super) fn attach(places: &Places) -> Result<(Maps, Links), DataplaneError> {
     let pins = Pins::make(&places.pins)?;
     let mut loader = EbpfLoader::new();
     for name in MAPS {
-        loader.map_pin_path(name, pins.map(name));
+        loader.map_pin_path(name, pins.maps().join(name));
     }
     let mut loaded = loader
         .load(OBJECT)
@@ -90,6 +94,7 @@ pub(super) fn attach(places: &Places) -> Result<(Maps, Links), DataplaneError> {
     }
     let maps = Maps::take(&mut loaded)?;
     let links = Links::new(pins.replace(links)?)?;
+    pins.remove_other_maps()?;
     Ok((maps, links))
 }
 
@@ -189,13 +194,30 @@ impl<'a> Pins<'a> {
                 "not in a BPF filesystem",
             ));
         }
-        fs::create_dir_all(path.join("links"))
-            .map_err(|error| DataplaneError::bpf(format!("making {}", path.display()), error))?;
-        Ok(Self(path))
+        let pins = Self(path);
+        for directory in [path.join("links"), pins.maps()] {
+            fs::create_dir_all(&directory).map_err(|error| {
+                DataplaneError::bpf(format!("making {}", directory.display()), error)
+            })?;
+        }
+        Ok(pins)
     }
 
-    fn map(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+    /// Where maps of this layout are.
+    fn maps(&self) -> PathBuf {
+        self.0.join(format!("maps-{LAYOUT}"))
+    }
+
+    /// Removes maps of other layouts, which no program uses any more.
+    fn remove_other_maps(&self) -> Result<(), DataplaneError> {
+        let what = || format!("removing old maps from {}", self.0.display());
+        let entries = fs::read_dir(self.0).map_err(|error| DataplaneError::bpf(what(), error))?;
+        let is_other = |path: &PathBuf| *path != self.maps() && !path.ends_with("links");
+        let paths = entries.flatten().map(|entry| entry.path());
+        paths
+            .filter(is_other)
+            .try_for_each(fs::remove_dir_all)
+            .map_err(|error| DataplaneError::bpf(what(), error))
     }
 
     /// Pins links in place of those that are there, which are detached by that. All were attached before.

@@ -19,7 +19,7 @@ use super::nft::Nft;
 use super::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Delta, Held};
 use crate::event::Event;
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 use crate::plan::Tables;
 use layout::Entries;
 use links::{Links, Watcher};
@@ -43,6 +43,8 @@ pub struct Ebpf {
     nft: Nft,
     places: Places,
     maps: Maps,
+    /// The families that the maps do not hold yet.
+    unfilled: PerFamily<bool>,
     links: Arc<Links>,
     /// Kept, since it ends with this.
     _watcher: Watcher,
@@ -75,29 +77,33 @@ impl Ebpf {
             nft,
             places: places.clone(),
             maps,
+            unfilled: PerFamily::from_fn(|_| true),
             _watcher: Watcher::start(Arc::clone(&links), Arc::clone(&report))?,
             links,
             report,
         })
     }
 
-    /// Attaches the programs again if somebody detached them.
-    fn put_back(&mut self) -> Result<bool, DataplaneError> {
+    /// Attaches the programs again if somebody detached them. Their maps are new if those went with their pins.
+    fn put_back(&mut self) -> Result<(), DataplaneError> {
         if self.links.are_whole() {
-            return Ok(false);
+            return Ok(());
         }
+        self.unfilled = PerFamily::from_fn(|_| true);
         let (maps, links) = attach::attach(&self.places)?;
         self.maps = maps;
         self.links = Arc::new(links);
         self._watcher = Watcher::start(Arc::clone(&self.links), Arc::clone(&self.report))?;
-        Ok(true)
+        Ok(())
     }
 
     /// Makes the maps hold what the rules hold.
     fn fill(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
         let found = self.maps.read(family)?;
         let wanted = Entries::of(family, held);
-        self.maps.write(&writes(&found, &wanted))
+        self.maps.write(&writes(&found, &wanted))?;
+        *self.unfilled.get_mut(family) = false;
+        Ok(())
     }
 }
 
@@ -125,9 +131,11 @@ impl Dataplane for Ebpf {
 
     fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
         let mut restored = self.nft.restore(family, held)?;
-        restored.changes += usize::from(self.put_back()?);
-        // Maps that were removed with their pins are new.
-        self.fill(family, held)?;
+        self.put_back()?;
+        if *self.unfilled.get(family) {
+            self.fill(family, held)?;
+            restored.changes += 1;
+        }
         Ok(restored)
     }
 
