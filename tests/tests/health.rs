@@ -6,12 +6,11 @@
 )]
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::process::Stdio;
 
-use proxyd_tests::agent::{Agent, binary, nft, run_once};
+use proxyd_tests::agent::{Agent, run_once};
 use proxyd_tests::apiserver::{Options, Refusal, Resource};
 use proxyd_tests::cluster::{Cluster, Host};
 use proxyd_tests::http::{Answer, get};
@@ -131,20 +130,11 @@ fn health_begins_with_the_first_rules_and_follows_the_node() {
     fixture.agent.terminate();
 }
 
-/// The program `nft` of this machine.
-fn nft_program() -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap();
-    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join("nft"));
-    candidates.find(|path| path.is_file()).unwrap()
-}
-
 #[test]
 fn a_kernel_that_refuses_is_told_after_two_periods() {
     let netns = Netns::new().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    fs::create_dir(path("bin")).unwrap();
-    symlink(nft_program(), path("bin/nft")).unwrap();
     let write = |names: &[&str]| {
         let services: Vec<_> = (1..)
             .zip(names)
@@ -154,24 +144,28 @@ fn a_kernel_that_refuses_is_told_after_two_periods() {
         fs::rename(path("objects.tmp"), path("objects.json")).unwrap();
     };
     write(&["web"]);
-    let search = format!("PATH={}", path("bin").display());
     let objects = path("objects.json");
-    let program = binary();
     let args = [
-        &search,
-        &program,
         "--hostname-override=n",
         "--iptables-sync-period=200ms",
         "--manifests",
         objects.to_str().unwrap(),
     ];
-    let agent = Agent::start_binary("env", &netns, &args);
+    let agent = Agent::start(&netns, &args);
     agent.wait_for_log("in sync", PATIENCE);
     wait_for_codes(&netns, 200, 200);
 
-    // Someone takes the table away, and what could load it again.
-    fs::remove_file(path("bin/nft")).unwrap();
-    nft(&netns, &["delete", "table", "ip", "proxyd"], "");
+    // Someone takes the table away, and has one of the same name that nobody else may change as long as he is there.
+    let mut owner = netns.spawn("nft", |command| {
+        command
+            .arg("-i")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+    });
+    let owner = owner.as_mut().unwrap();
+    let commands = "delete table ip proxyd; add table ip proxyd { flags owner; }\n";
+    let stdin = owner.stdin.as_mut().unwrap();
+    stdin.write_all(commands.as_bytes()).unwrap();
     write(&["web", "api"]);
     wait_for_codes(&netns, 503, 503);
     let body = ask(&netns, HEALTH, "/livez").unwrap().json();
@@ -189,7 +183,9 @@ fn a_kernel_that_refuses_is_told_after_two_periods() {
     );
     assert!(scrape.contains("service_changes_pending 2\n"), "{scrape}");
 
-    symlink(nft_program(), path("bin/nft")).unwrap();
+    // With him the kernel removes his table.
+    owner.kill().unwrap();
+    owner.wait().unwrap();
     wait_for_codes(&netns, 200, 200);
     let scrape = ask(&netns, METRICS, "/metrics").unwrap().body;
     assert!(scrape.contains("service_changes_pending 0\n"), "{scrape}");
