@@ -14,6 +14,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::netns::Netns;
+use crate::wait::poll;
+use crate::world::PATIENCE;
 
 /// How names of ours begin.
 const PREFIX: &str = "proxyd-test-";
@@ -67,7 +69,7 @@ impl Sockets {
     /// # Panics
     /// If a thread is in it.
     pub fn remake_cgroup(&self) {
-        fs::remove_dir(&self.cgroup).expect("nobody is in the cgroup");
+        remove(&self.cgroup);
         self.make_cgroup();
     }
 
@@ -144,8 +146,15 @@ fn sweep(directory: &Path) {
     }
 }
 
-/// Removes a directory of a BPF filesystem, or a cgroup, whose files cannot be removed and go with it.
+/// Removes a directory of a BPF filesystem, or a cgroup, whose files cannot be removed and go with it. A thread that was
+/// joined may take a moment longer to leave its cgroup.
 fn remove(directory: &Path) {
-    let _ = fs::remove_dir_all(directory);
-    let _ = fs::remove_dir(directory);
+    let is_gone = || {
+        let _ = fs::remove_dir_all(directory);
+        let _ = fs::remove_dir(directory);
+        (!directory.exists()).then_some(())
+    };
+    if poll(PATIENCE, is_gone).is_none() {
+        eprintln!("{} cannot be removed", directory.display());
+    }
 }
