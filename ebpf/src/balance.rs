@@ -10,7 +10,7 @@ use proxyd_ebpf_common::{
     MemberKey, NODE_PORT_V4, NODE_PORT_V6, PeerKey, THE_NODE,
 };
 
-use crate::address::is_v4;
+use crate::address::{is_v4, protocol};
 use crate::maps::{
     AFFINITY, BACKENDS, FLOWS, FRONTENDS, MEMBERS, NODE_ADDRESSES, SETTINGS, TCP_PEERS, UDP_PEERS,
 };
@@ -23,10 +23,10 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The protocol of this number. An MPTCP socket begins as a TCP one.
+    /// The protocol of a socket. An MPTCP socket begins as a TCP one.
     #[inline(always)]
-    pub fn of(number: u32) -> Option<Self> {
-        match number {
+    pub fn of(ctx: &SockAddrContext) -> Option<Self> {
+        match protocol(ctx) {
             6 | 262 => Some(Self::Tcp),
             17 => Some(Self::Udp),
             _ => None,

@@ -3,11 +3,9 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
+use crate::ALLOW;
 use crate::address::{self, Family};
 use crate::balance::{Protocol, choose};
-
-/// The socket may go on.
-const ALLOW: i32 = 1;
 
 #[cgroup_sock_addr(connect4)]
 pub fn connect4(ctx: SockAddrContext) -> i32 {
@@ -24,7 +22,7 @@ pub fn connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect(ctx: &SockAddrContext, family: Family) {
     let called = address::get(ctx, family);
-    let Some(protocol) = Protocol::of(address::protocol(ctx)) else {
+    let Some(protocol) = Protocol::of(ctx) else {
         return;
     };
     if let Some(backend) = choose(ctx, protocol, &called, true) {

@@ -3,11 +3,9 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
+use crate::ALLOW;
 use crate::address::{self, Family};
 use crate::balance::{Protocol, called};
-
-/// The only answer that the kernel takes.
-const ALLOW: i32 = 1;
 
 #[cgroup_sock_addr(getpeername4)]
 pub fn getpeername4(ctx: SockAddrContext) -> i32 {
@@ -24,7 +22,7 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn getpeername(ctx: &SockAddrContext, family: Family) {
     let backend = address::get(ctx, family);
-    let Some(protocol) = Protocol::of(address::protocol(ctx)) else {
+    let Some(protocol) = Protocol::of(ctx) else {
         return;
     };
     if let Some(called) = called(ctx, protocol, backend) {

@@ -3,11 +3,9 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
+use crate::ALLOW;
 use crate::address::{self, Family};
 use crate::balance::{Protocol, called};
-
-/// The only answer that the kernel takes.
-const ALLOW: i32 = 1;
 
 #[cgroup_sock_addr(recvmsg4)]
 pub fn recvmsg4(ctx: SockAddrContext) -> i32 {

@@ -4,11 +4,9 @@
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
+use crate::ALLOW;
 use crate::address::{self, Family};
 use crate::balance::{Protocol, choose};
-
-/// The socket may go on.
-const ALLOW: i32 = 1;
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn sendmsg4(ctx: SockAddrContext) -> i32 {

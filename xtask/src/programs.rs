@@ -31,16 +31,26 @@ pub(crate) fn install_missing() -> anyhow::Result<()> {
     let list = |names: Vec<&str>| names.join(" ");
     let programs = list(missing.iter().map(|(program, _)| *program).collect());
     let packages = list(missing.iter().map(|(_, package)| *package).collect());
-    if find_program("apt-get").is_none() || !is_root()? {
+    if !may_install()? {
         bail!(
             "missing: {programs}\ninstall them; on Debian and Ubuntu the packages are: {packages}"
         );
     }
     println!("missing: {programs}: installing {packages}");
+    install(&packages)
+}
+
+/// Installs Debian's packages of these names.
+pub(crate) fn install(packages: &str) -> anyhow::Result<()> {
     let install =
         format!("apt-get update && apt-get install -y --no-install-recommends {packages}");
     tools::run(command("sh", &["-c", &install]).env("DEBIAN_FRONTEND", "noninteractive"))
         .with_context(|| format!("{packages} cannot be installed"))
+}
+
+/// Whether that may be done here.
+pub(crate) fn may_install() -> anyhow::Result<bool> {
+    Ok(find_program("apt-get").is_some() && is_root()?)
 }
 
 /// Whether this process runs as root: `/proc/self` belongs to the effective user (proc(5)).

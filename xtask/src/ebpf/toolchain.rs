@@ -10,8 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::programs::is_root;
-use crate::tools::{self, cargo, command, find_program};
+use crate::programs;
+use crate::tools::{self, cargo, command};
 
 const LINKER_VERSION: &str = "0.13.0";
 
@@ -124,16 +124,13 @@ fn rustc() -> anyhow::Result<PathBuf> {
         }
     }
     let packages = DEBIAN_PACKAGES.join(" ");
-    if find_program("apt-get").is_none() || !is_root()? {
+    if !programs::may_install()? {
         bail!(
             "no rustc that builds BPF programs; install one: rustup toolchain install nightly --component rust-src; \
              on Debian: apt-get install {packages}"
         );
     }
-    let install =
-        format!("apt-get update && apt-get install -y --no-install-recommends {packages}");
-    tools::run(command("sh", &["-c", &install]).env("DEBIAN_FRONTEND", "noninteractive"))
-        .with_context(|| format!("{packages} cannot be installed"))?;
+    programs::install(&packages)?;
     Ok(debian)
 }
 

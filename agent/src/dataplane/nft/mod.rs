@@ -131,6 +131,13 @@ impl Nft {
         Ok(())
     }
 
+    /// Commits a delta, with the chains that it needs.
+    fn commit_delta(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError> {
+        let knows_pods = self.skeletons.get(family).knows_pods();
+        let chains = elements::chains(delta, knows_pods);
+        self.commit(family, chains, &elements(delta))
+    }
+
     /// Loads commands in one transaction of the `nft` program.
     fn load(&mut self, commands: &str) -> Result<(), DataplaneError> {
         self.unheard(|_| process::load(commands))
@@ -230,9 +237,7 @@ impl Dataplane for Nft {
     }
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
-        let knows_pods = self.skeletons.get(family).knows_pods();
-        let chains = elements::chains(delta, knows_pods);
-        self.commit(family, chains, &elements(delta))?;
+        self.commit_delta(family, delta)?;
         // After the commit, so that no new client comes to a back end that is gone.
         self.forgetter.send(family, Forgotten::by(held, delta));
         Ok(())

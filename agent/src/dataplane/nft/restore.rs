@@ -11,7 +11,7 @@ use netlink_packet_netfilter::nftables::NfTablesMessage;
 use super::super::{DataplaneError, Restored};
 use super::Nft;
 use super::batch::Flagged;
-use super::elements::{self, Elements, elements, held_element, held_members};
+use super::elements::{Elements, elements, held_element, held_members};
 use super::encode;
 use super::forget::Forgotten;
 use super::keys::{Subject, subject};
@@ -100,9 +100,8 @@ impl Nft {
             return Err(netlink::not_ours());
         };
         let delta = between(&found, held);
-        let chains = elements::chains(&delta, self.skeletons.get(family).knows_pods());
         if !delta.is_empty() {
-            self.commit(family, chains, &elements(&delta))?;
+            self.commit_delta(family, &delta)?;
         }
         Ok(Restored {
             changes: delta.len(),

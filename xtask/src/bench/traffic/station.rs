@@ -166,7 +166,6 @@ impl Station {
         station.wait(&mut agent)?;
         node.netns.sysctls(TIMEOUTS);
         station.proxy = Some((proxy.name.clone(), services));
-        drop(args);
         station._agent = Some(agent);
         station._sockets = sockets;
         station._api = Some(api);
