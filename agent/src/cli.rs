@@ -166,6 +166,15 @@ pub struct BackendFlags {
     /// The directory in a BPF filesystem where --backend ebpf keeps its programs and maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/proxyd")]
     pub bpf_path: PathBuf,
+
+    /// The devices where --backend ebpf translates packets of clients outside, and of pods whose sockets it does not see, such as
+    /// eth0,cali* [default: those that a route leads to]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub devices: Vec<String>,
+
+    /// Whether --backend ebpf attaches to devices by tcx links where the kernel has them (Linux 6.6), rather than by clsact filters
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    pub enable_tcx: bool,
 }
 
 /// What others can ask proxyd.

@@ -140,7 +140,15 @@ fn dataplane(
             }
             Ok(Box::new(nft))
         }
-        Backend::Ebpf => Ok(Box::new(Ebpf::attach(nft, &config.places, report)?)),
+        Backend::Ebpf => {
+            let detector = &config.skeleton.detector;
+            Ok(Box::new(Ebpf::attach(
+                nft,
+                &config.places,
+                detector,
+                report,
+            )?))
+        }
     }
 }
 

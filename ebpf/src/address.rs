@@ -1,4 +1,4 @@
-//! The address in a context: read and written word by word, as the verifier demands.
+//! Addresses, and those in the context of a socket: read and written word by word, as the verifier demands.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -71,6 +71,24 @@ pub fn protocol(ctx: &SockAddrContext) -> u32 {
 pub fn is_v4(address: &[u8; 16]) -> bool {
     let [first, second, third, _] = words(address);
     first == 0 && second == 0 && third == MAPPED
+}
+
+/// An IPv4 address as it is kept.
+#[inline(always)]
+pub fn mapped(v4: u32) -> [u8; 16] {
+    bytes([0, 0, MAPPED, v4])
+}
+
+/// The IPv4 address that is kept so.
+#[inline(always)]
+pub fn v4(address: &[u8; 16]) -> u32 {
+    words(address)[3]
+}
+
+/// Whether two addresses are the same.
+#[inline(always)]
+pub fn same(a: &[u8; 16], b: &[u8; 16]) -> bool {
+    words(a) == words(b)
 }
 
 #[inline(always)]

@@ -1,19 +1,16 @@
-//! Which back end a client gets.
+//! Which back end a socket gets.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_boot_ns,
-};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
 use aya_ebpf::programs::SockAddrContext;
 use proxyd_ebpf_common::{
-    AT_ADDRESS, BackendKey, Choice, ClientKey, Destination, FOR_NODE_ONLY, Frontend, FrontendKey,
-    MemberKey, NODE_PORT_V4, NODE_PORT_V6, PeerKey, THE_NODE,
+    ANYWHERE, Choice, ClientKey, Destination, Frontend, FrontendKey, GUARDED, LOCAL_OUTSIDE,
+    PeerKey, THE_NODES_DEVICE,
 };
 
 use crate::address::{is_v4, protocol};
-use crate::maps::{
-    AFFINITY, BACKENDS, FLOWS, FRONTENDS, MEMBERS, NODE_ADDRESSES, SETTINGS, TCP_PEERS, UDP_PEERS,
-};
+use crate::frontend::{List, find, has, is_allowed, pick, recall};
+use crate::maps::{AFFINITY, DEVICES, SETTINGS, TCP_PEERS, UDP_CHOICES, UDP_PEERS};
 
 /// A transport protocol that is balanced.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,8 +38,6 @@ impl Protocol {
     }
 }
 
-const NANOSECONDS: u64 = 1_000_000_000;
-
 /// The back end for a socket that begins to talk to somebody. `is_lasting`: it talks to nobody else from now on, so the
 /// choice is not looked up again. `None`: nobody that is balanced is called.
 #[inline(always)]
@@ -54,26 +49,35 @@ pub fn choose(
 ) -> Option<Destination> {
     // SAFETY: the context is valid.
     let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let (key, frontend) = find(protocol, called, namespace)?;
-    if frontend.flags & FOR_NODE_ONLY != 0 && !is_node(namespace) {
+    let (key, frontend) = find(protocol.number(), called, || is_node(namespace))?;
+    if frontend.flags & (GUARDED | LOCAL_OUTSIDE) != 0
+        && !is_node_that_may(&key, &frontend, namespace)
+    {
         return None;
     }
     // SAFETY: the context is valid.
     let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     let flow = client(socket, &key);
     let is_flow = protocol == Protocol::Udp && !is_lasting;
-    if is_flow && let Some(backend) = recall_flow(&flow) {
+    // SAFETY: the value is copied at once.
+    if is_flow
+        && let Some(backend) = unsafe { UDP_CHOICES.get(flow) }.copied()
+        && has(&key, &backend, ANYWHERE)
+    {
         return Some(backend);
     }
     let backend = if frontend.affinity_seconds == 0 {
-        pick(&key, &frontend)?
+        pick(&key, all(&frontend), all)?
     } else {
         let client = client(namespace, &key);
         // SAFETY: a helper without arguments.
         let now = unsafe { bpf_ktime_get_boot_ns() };
-        let backend = match recall(&client, now, frontend.affinity_seconds) {
+        // SAFETY: the value is copied at once.
+        let choice = unsafe { AFFINITY.get(client) }.copied();
+        let limits = (frontend.affinity_seconds, ANYWHERE);
+        let backend = match choice.and_then(|choice| recall(&choice, now, &key, limits)) {
             Some(backend) => backend,
-            None => pick(&key, &frontend)?,
+            None => pick(&key, all(&frontend), all)?,
         };
         let choice = Choice {
             used_at: now,
@@ -85,12 +89,7 @@ pub fn choose(
         backend
     };
     if is_flow {
-        let choice = Choice {
-            used_at: 0,
-            backend,
-            padding: 0,
-        };
-        let _ = FLOWS.insert(flow, choice, 0);
+        let _ = UDP_CHOICES.insert(flow, backend, 0);
     }
     let peer = PeerKey {
         socket,
@@ -126,37 +125,31 @@ pub fn called(
     }
 }
 
-/// The front end that is called: one at this address, or a NodePort.
+/// Whether a socket is one of the node, and the node may call a front end. Of others the source is not known yet, nor whether
+/// they are pods.
 #[inline(always)]
-fn find(
-    protocol: Protocol,
-    called: &Destination,
-    namespace: u64,
-) -> Option<(FrontendKey, Frontend)> {
-    let mut key = FrontendKey {
-        address: called.address,
-        port: called.port,
-        protocol: protocol.number(),
-        kind: AT_ADDRESS,
-    };
-    // SAFETY: the value is copied at once.
-    if let Some(frontend) = unsafe { FRONTENDS.get(key) } {
-        return Some((key, *frontend));
+fn is_node_that_may(key: &FrontendKey, frontend: &Frontend, namespace: u64) -> bool {
+    if !is_node(namespace) {
+        return false;
+    }
+    if frontend.flags & GUARDED == 0 {
+        return true;
     }
     // SAFETY: the value is copied at once.
-    let who = unsafe { *NODE_ADDRESSES.get(called.address)? };
-    if who == THE_NODE && !is_node(namespace) {
-        return None;
-    }
-    key.address = [0; 16];
-    key.kind = if is_v4(&called.address) {
-        NODE_PORT_V4
-    } else {
-        NODE_PORT_V6
+    let Some(node) = (unsafe { DEVICES.get(THE_NODES_DEVICE) }).copied() else {
+        return false;
     };
-    // SAFETY: the value is copied at once.
-    let frontend = unsafe { *FRONTENDS.get(key)? };
-    Some((key, frontend))
+    let is_v4 = is_v4(&key.address);
+    is_allowed(key, if is_v4 { &node.v4 } else { &node.v6 })
+}
+
+/// All back ends: that is what clients here get.
+#[inline(always)]
+fn all(frontend: &Frontend) -> List {
+    List {
+        first: 0,
+        count: frontend.count,
+    }
 }
 
 #[inline(always)]
@@ -166,31 +159,6 @@ fn is_node(namespace: u64) -> bool {
         .is_some_and(|settings| settings.node_namespace == namespace)
 }
 
-/// Any of the back ends, each as likely as the others.
-#[inline(always)]
-fn pick(key: &FrontendKey, frontend: &Frontend) -> Option<Destination> {
-    one_of(key, frontend.count).or_else(|| {
-        // There are fewer now.
-        // SAFETY: the value is copied at once.
-        let frontend = unsafe { *FRONTENDS.get(key)? };
-        one_of(key, frontend.count)
-    })
-}
-
-#[inline(always)]
-fn one_of(key: &FrontendKey, count: u32) -> Option<Destination> {
-    if count == 0 {
-        return None;
-    }
-    let key = BackendKey {
-        frontend: *key,
-        // SAFETY: a helper without arguments.
-        index: unsafe { bpf_get_prandom_u32() } % count,
-    };
-    // SAFETY: the value is copied at once.
-    unsafe { BACKENDS.get(key).copied() }
-}
-
 #[inline(always)]
 fn client(cookie: u64, frontend: &FrontendKey) -> ClientKey {
     ClientKey {
@@ -198,34 +166,4 @@ fn client(cookie: u64, frontend: &FrontendKey) -> ClientKey {
         frontend: *frontend,
         padding: 0,
     }
-}
-
-/// What was chosen for a client not too long ago, if it is still there.
-#[inline(always)]
-fn recall(client: &ClientKey, now: u64, seconds: u32) -> Option<Destination> {
-    // SAFETY: the value is copied at once.
-    let choice = unsafe { *AFFINITY.get(client)? };
-    let is_over = now.saturating_sub(choice.used_at) >= u64::from(seconds) * NANOSECONDS;
-    if is_over {
-        return None;
-    }
-    still_there(client, choice.backend)
-}
-
-/// What was chosen for a UDP socket, if it is still there.
-#[inline(always)]
-fn recall_flow(client: &ClientKey) -> Option<Destination> {
-    // SAFETY: the value is copied at once.
-    let choice = unsafe { *FLOWS.get(client)? };
-    still_there(client, choice.backend)
-}
-
-#[inline(always)]
-fn still_there(client: &ClientKey, backend: Destination) -> Option<Destination> {
-    let member = MemberKey {
-        frontend: client.frontend,
-        backend,
-    };
-    // SAFETY: only whether it is there is asked.
-    unsafe { MEMBERS.get(member) }.map(|_| backend)
 }

@@ -1,7 +1,9 @@
-//! Balances connections to Services where sockets make them: whoever connects to a Service is connected to one of its
-//! back ends, once, and its packets carry the back end's address from then on.
+//! Balances connections to Services. Where sockets make them: whoever connects to a Service is connected to one of its
+//! back ends, once, and its packets carry the back end's address from then on. And at devices, for clients whose
+//! sockets are elsewhere: there packets are translated, both ways.
 //!
-//! A file for each hook; `balance` is what they have in common. Whatever is not found in the maps is left as it is.
+//! A file for each hook; `balance` is what those of sockets have in common, and `packet`, `flow`, `rewrite` what those of devices have.
+//! Whatever is not found in the maps is left as it is.
 
 #![no_std]
 #![no_main]
@@ -9,13 +11,28 @@
 mod address;
 mod balance;
 mod connect;
+mod egress;
+mod flow;
+mod frontend;
 mod getpeername;
+mod ingress;
 mod maps;
+mod packet;
 mod recvmsg;
+mod rewrite;
 mod sendmsg;
+mod work;
 
 /// What every hook answers: the socket may go on. `recvmsg` and `getpeername` may say nothing else.
 const ALLOW: i32 = 1;
+
+/// What programs at devices say: the packet goes on, to other programs too; or it is dropped.
+const UNSPEC: i32 = -1;
+const SHOT: i32 = 2;
+
+/// How many bytes come before the IP header.
+const ETHERNET: u32 = 14;
+const NO_LINK_LAYER: u32 = 0;
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,12 +1,16 @@
-//! The maps. The agent writes the first five; in the others the programs remember.
+//! The maps. The agent writes the first ones; in the others the programs remember.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use proxyd_ebpf_common::{
-    BackendKey, Choice, ClientKey, Destination, Frontend, FrontendKey, MAX_BACKENDS, MAX_FRONTENDS,
-    MAX_NODE_ADDRESSES, MAX_REMEMBERED, MemberKey, PeerKey, Settings, WhoMayCall,
+    AllowedKey, BackendKey, Choice, ClientKey, Destination, Device, Flow, FragmentKey, Frontend,
+    FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, MAX_NETWORKS,
+    MAX_NODE_ADDRESSES, MAX_REMEMBERED, MemberKey, NetworkKey, PeerKey, Settings, SourceKey, Tuple,
+    WhoMayCall,
 };
+
+use crate::work::Work;
 
 /// They take memory as they fill up.
 const GROWS: usize = BPF_F_NO_PREALLOC as usize;
@@ -32,13 +36,25 @@ pub static MEMBERS: HashMap<MemberKey, u8, MAX_BACKENDS, GROWS> = HashMap::new()
 pub static NODE_ADDRESSES: HashMap<[u8; 16], WhoMayCall, MAX_NODE_ADDRESSES, GROWS> =
     HashMap::new();
 
+/// The networks of pods, for detectors that go by address.
+#[btf_map(name = "pod_networks")]
+pub static POD_NETWORKS: LpmTrie<NetworkKey, u8, MAX_NETWORKS> = LpmTrie::new();
+
+/// Which sources may call front ends that are guarded.
+#[btf_map(name = "allowed")]
+pub static ALLOWED: LpmTrie<AllowedKey, u8, MAX_NETWORKS> = LpmTrie::new();
+
+/// The devices where the programs are.
+#[btf_map(name = "devices")]
+pub static DEVICES: HashMap<u32, Device, MAX_DEVICES, GROWS> = HashMap::new();
+
 /// Session affinity: what was chosen for a network namespace.
 #[btf_map(name = "affinity")]
 pub static AFFINITY: LruHashMap<ClientKey, Choice, MAX_REMEMBERED> = LruHashMap::new();
 
 /// What was chosen for a UDP socket.
-#[btf_map(name = "flows")]
-pub static FLOWS: LruHashMap<ClientKey, Choice, MAX_REMEMBERED> = LruHashMap::new();
+#[btf_map(name = "udp_choices")]
+pub static UDP_CHOICES: LruHashMap<ClientKey, Destination, MAX_REMEMBERED> = LruHashMap::new();
 
 /// What TCP sockets called.
 #[btf_map(name = "tcp_peers")]
@@ -47,3 +63,24 @@ pub static TCP_PEERS: LruHashMap<PeerKey, Destination, MAX_REMEMBERED> = LruHash
 /// What UDP sockets called.
 #[btf_map(name = "udp_peers")]
 pub static UDP_PEERS: LruHashMap<PeerKey, Destination, MAX_REMEMBERED> = LruHashMap::new();
+
+/// Session affinity: what was chosen for an address, where devices saw the client.
+#[btf_map(name = "source_affinity")]
+pub static SOURCE_AFFINITY: LruHashMap<SourceKey, Choice, MAX_REMEMBERED> = LruHashMap::new();
+
+/// Connections, as packets come in: where they are sent.
+#[btf_map(name = "ingress_flows")]
+pub static INGRESS_FLOWS: LruHashMap<Tuple, Flow, MAX_FLOWS> = LruHashMap::new();
+
+/// Connections, as packets go out: whom they are said to come from.
+#[btf_map(name = "egress_flows")]
+pub static EGRESS_FLOWS: LruHashMap<Tuple, Flow, MAX_FLOWS> = LruHashMap::new();
+
+/// The ports of datagrams that come in fragments.
+#[btf_map(name = "fragments")]
+pub static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2], MAX_REMEMBERED> = LruHashMap::new();
+
+/// What the programs at devices have at hand: more than fits a stack. One for packets that come in, one for those that
+/// go out.
+#[btf_map(name = "work")]
+pub static WORK: PerCpuArray<Work, 2> = PerCpuArray::new();

@@ -179,6 +179,8 @@ impl<'a> Scene<'a> {
         let mut stage = Stage::new(cast, &objects, self.args);
         let mut wrong = self.wrong(&stage.cast, Via::Rules, &planned, &untouched);
         let sockets = Sockets::of(&stage.cast.namespaces_here());
+        // What it remembers of the calls above would have later ones get other ports, between our programs.
+        stage.cast.cluster.node1.host.netns.forget_connections();
         stage = stage.restart(&[self.args, &sockets.args()].concat());
         wrong.extend(self.wrong(&stage.cast, Via::Programs, &planned, &untouched));
         assert!(
@@ -214,8 +216,8 @@ impl<'a> Scene<'a> {
         })
     }
 
-    /// Whether the programs balance a call. They leave to the rules what asks for the source of a packet, which a socket
-    /// that connects does not have yet.
+    /// Whether the client's socket is balanced. What asks for the source of a packet, which a socket that connects does not have
+    /// yet, is left to the programs at devices, but for the node's own.
     fn is_balanced(&self, row: &Row, call: &Call) -> bool {
         let spec = &self.service(row).spec;
         let everybody = ["0.0.0.0/0", "::/0"][call.family()];
@@ -223,10 +225,12 @@ impl<'a> Scene<'a> {
         let is_limit = |ranges: &Vec<Value>| ranges.iter().all(|range| range != everybody);
         let is_guarded =
             row.to == "LB" && ranges.is_some_and(|ranges| !ranges.is_empty() && is_limit(ranges));
-        let asks_for_pods = spec["externalTrafficPolicy"] == "Local"
-            && !row.to.starts_with("ClusterIP")
-            && row.from != "node-1";
-        call.protocol != Protocol::Sctp && Cast::is_here(&row.from) && !is_guarded && !asks_for_pods
+        let asks_for_pods =
+            spec["externalTrafficPolicy"] == "Local" && !row.to.starts_with("ClusterIP");
+        let asks_for_source = is_guarded || asks_for_pods;
+        call.protocol != Protocol::Sctp
+            && Cast::is_here(&row.from)
+            && (row.from == "node-1" || !asks_for_source)
     }
 
     /// What is asked, and what comes of it, by the programs.

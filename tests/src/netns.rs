@@ -6,6 +6,7 @@
 //!
 //! Needs CAP_SYS_ADMIN and CAP_NET_ADMIN. Links, addresses and routes are in [`link`].
 
+mod conntrack;
 pub mod link;
 
 use std::fs::{self, File};
@@ -119,6 +120,15 @@ impl Netns {
             scope.spawn(move || input.write_all(stdin.as_bytes()).ok());
             child.wait_with_output()
         })
+    }
+
+    /// Makes connection tracking forget all connections.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn forget_connections(&self) {
+        self.enter(conntrack::flush)
+            .expect("connections can be forgotten");
     }
 
     /// Sets a sysctl of the namespace, named by its path below `/proc/sys`: `"net/ipv4/ip_forward"`.

@@ -117,6 +117,8 @@ impl Config {
         let places = Places {
             cgroup: cli.backend.cgroup.take(),
             pins: std::mem::take(&mut cli.backend.bpf_path),
+            devices: std::mem::take(&mut cli.backend.devices),
+            tcx: cli.backend.enable_tcx,
         };
         let flags = Raw::of_flags(cli);
         let mode_flag = flags.proxy_mode.as_ref().map(|given| given.value.clone());

@@ -77,7 +77,7 @@ async fn read(handle: &Handle) -> Result<BTreeSet<IpAddr>, AddressError> {
 }
 
 /// The machine's own address in a message. On a point-to-point link `Address` is the other end's.
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+pub(super) fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     let local = message
         .attributes
         .iter()
@@ -97,7 +97,7 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 /// Whether other machines may reach an address.
-fn is_reachable(address: IpAddr) -> bool {
+pub(super) fn is_reachable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
         IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),

@@ -3,6 +3,7 @@
 
 pub mod addresses;
 pub mod conntrack;
+pub mod devices;
 pub mod memory;
 pub mod reconciler;
 pub mod sysctl;

@@ -7,6 +7,13 @@
 #![no_std]
 #![deny(missing_docs)]
 
+mod flow;
+
+pub use flow::{
+    AllowedKey, CLOSING, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS, NEW, NetworkKey,
+    PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
+};
+
 /// How many front ends there can be: ports of Services, at each of their addresses, and NodePorts.
 pub const MAX_FRONTENDS: usize = 1 << 18;
 
@@ -18,6 +25,16 @@ pub const MAX_NODE_ADDRESSES: usize = 1 << 10;
 
 /// How many sockets and clients are remembered in each map of those; the longest unused are forgotten.
 pub const MAX_REMEMBERED: usize = 1 << 16;
+
+/// How many connections are remembered that devices carry, in each direction, unless the agent says otherwise; the longest
+/// unused are forgotten.
+pub const MAX_FLOWS: usize = 1 << 17;
+
+/// How many networks there can be whose sources may call a front end, and of pods.
+pub const MAX_NETWORKS: usize = 1 << 16;
+
+/// How many devices can carry traffic.
+pub const MAX_DEVICES: usize = 1 << 12;
 
 /// An address and a port.
 #[repr(C)]
@@ -60,14 +77,28 @@ pub const NODE_PORT_V6: u8 = 6;
 pub struct Frontend {
     /// How many back ends there are, under indexes from 0 up.
     pub count: u32,
+    /// How many of them are on this node, under indexes from [`FIRST_LOCAL`] up.
+    pub local: u32,
     /// How long a client keeps its back end, in seconds; 0: it does not.
     pub affinity_seconds: u32,
-    /// A set of flags such as [`FOR_NODE_ONLY`].
+    /// A set of flags such as [`MASQUERADE_ALL`].
     pub flags: u32,
 }
 
-/// Only sockets of the node itself are balanced; those of pods are left to the rules of the network.
-pub const FOR_NODE_ONLY: u32 = 1;
+/// The index of the first back end on this node.
+pub const FIRST_LOCAL: u32 = 1 << 15;
+
+/// Clients get the address of the node, whoever they are.
+pub const MASQUERADE_ALL: u32 = 1;
+
+/// Clients that are no pods get the address of the node, if it is known which are.
+pub const MASQUERADE_OUTSIDE: u32 = 2;
+
+/// Clients that are no pods get back ends on this node.
+pub const LOCAL_OUTSIDE: u32 = 4;
+
+/// Only some sources may call it.
+pub const GUARDED: u32 = 8;
 
 /// The key of one back end of a front end.
 #[repr(C)]
@@ -79,8 +110,8 @@ pub struct BackendKey {
     pub index: u32,
 }
 
-/// The key of the set that says which back ends a front end has, where clients keep theirs: with session affinity,
-/// and for UDP.
+/// The key of the map that says which back ends a front end has, where clients keep theirs: with session affinity,
+/// and for UDP. Its values are sets of [`ANYWHERE`] and [`HERE`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberKey {
@@ -89,6 +120,12 @@ pub struct MemberKey {
     /// The back end.
     pub backend: Destination,
 }
+
+/// A back end is one of all.
+pub const ANYWHERE: u8 = 1;
+
+/// A back end is one of those on this node.
+pub const HERE: u8 = 2;
 
 /// Whether all may call an address for its NodePorts.
 pub type WhoMayCall = u8;
@@ -141,6 +178,8 @@ pub struct PeerKey {
 pub struct Settings {
     /// The cookie of the node's own network namespace.
     pub node_namespace: u64,
+    /// Whether it is known which clients are pods, for IPv4 and IPv6: 1 or 0.
+    pub knows_pods: [u32; 2],
 }
 
 #[cfg(feature = "user")]
@@ -162,7 +201,14 @@ mod user {
         ClientKey,
         Choice,
         PeerKey,
-        Settings
+        Settings,
+        Tuple,
+        Flow,
+        FragmentKey,
+        SourceKey,
+        NetworkKey,
+        AllowedKey,
+        Device
     );
 }
 
@@ -170,11 +216,11 @@ mod user {
 const _: () = {
     assert!(size_of::<Destination>() == 16 + 2 + 2);
     assert!(size_of::<FrontendKey>() == 16 + 2 + 1 + 1);
-    assert!(size_of::<Frontend>() == 3 * 4);
+    assert!(size_of::<Frontend>() == 4 * 4);
     assert!(size_of::<BackendKey>() == 20 + 4);
     assert!(size_of::<MemberKey>() == 20 + 20);
     assert!(size_of::<ClientKey>() == 8 + 20 + 4);
     assert!(size_of::<Choice>() == 8 + 20 + 4);
     assert!(size_of::<PeerKey>() == 8 + 20 + 4);
-    assert!(size_of::<Settings>() == 8);
+    assert!(size_of::<Settings>() == 8 + 8);
 };

@@ -14,11 +14,12 @@ const LAYERS: &[&[&str]] = &[
     &["event", "complaints", "status"],
     &["plan"],
     &["diff", "trace"],
+    &["host"],
     &["dataplane"],
     &["engine"],
     &["machine"],
     &["dry_run"],
-    &["source", "host", "http"],
+    &["source", "http"],
     &["sync_loop"],
     &["cli", "config"],
     &["run"],
@@ -28,6 +29,7 @@ const LAYERS: &[&[&str]] = &[
 /// The modules that talk to the world. All others are pure: they do no I/O, read no clock and start nothing.
 const IO: &[&str] = &[
     "dataplane::ebpf::attach",
+    "dataplane::ebpf::hooks",
     "dataplane::ebpf::links",
     "dataplane::ebpf::maps",
     "dataplane::nft::forgetter",

@@ -21,8 +21,12 @@ use proxyd_ebpf_common as bpf;
 
 use super::super::DataplaneError;
 use super::Places;
+use super::devices::Selection;
+use super::hooks::{self, Follower, Hooks};
 use super::links::Links;
 use super::maps::Maps;
+use crate::model::{Family, PerFamily};
+use crate::plan::Detector;
 
 /// The programs, as `cargo xtask ebpf build` makes them.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(
@@ -44,19 +48,26 @@ const PROGRAMS: [&str; 8] = [
 
 /// What the maps' keys and values look like. Who changes them, or the maps' kinds, counts this up: maps of another layout
 /// are not taken over.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// The maps, which are pinned by their names.
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 16] = [
     "settings",
     "frontends",
     "backends",
     "members",
     "node_addresses",
     "affinity",
-    "flows",
+    "udp_choices",
     "tcp_peers",
     "udp_peers",
+    "pod_networks",
+    "allowed",
+    "devices",
+    "source_affinity",
+    "ingress_flows",
+    "egress_flows",
+    "fragments",
 ];
 
 /// Where cgroup v2 is mounted, in the order in which it is looked for.
@@ -72,7 +83,10 @@ sockopt_impl!(
 );
 
 /// Loads and attaches all programs, in place of those of an earlier agent.
-pub(super) fn attach(places: &Places) -> Result<(Maps, Links), DataplaneError> {
+pub(super) fn attach(
+    places: &Places,
+    detector: &PerFamily<Detector>,
+) -> Result<(Maps, Links, Follower), DataplaneError> {
     let cgroup = cgroup(places.cgroup.as_deref())?;
     let pins = Pins::make(&places.pins)?;
     let mut loader = EbpfLoader::new();
@@ -84,6 +98,7 @@ pub(super) fn attach(places: &Places) -> Result<(Maps, Links), DataplaneError> {
         .map_err(|error| DataplaneError::bpf("loading the maps", error))?;
     let settings = bpf::Settings {
         node_namespace: node_namespace()?,
+        knows_pods: Family::ALL.map(|family| detector.get(family).knows_pods().into()),
     };
     set(&mut loaded, settings)?;
     let mut links = Vec::new();
@@ -93,13 +108,19 @@ pub(super) fn attach(places: &Places) -> Result<(Maps, Links), DataplaneError> {
         links.push((name, link));
     }
     let maps = Maps::take(&mut loaded)?;
+    let hooks = Hooks::new(loaded, pins.links(), places.tcx)?;
+    let follower = hooks.follow(Selection {
+        names: places.devices.clone(),
+        detector: detector.clone(),
+    })?;
     let links = Links::new(pins.replace(links)?)?;
     pins.remove_other_maps()?;
-    Ok((maps, links))
+    Ok((maps, links, follower))
 }
 
 /// Takes programs and maps away; tells whether there were any.
 pub(super) fn detach(places: &Places) -> Result<bool, DataplaneError> {
+    hooks::remove_all_filters();
     match fs::remove_dir_all(&places.pins) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
@@ -195,12 +216,17 @@ impl<'a> Pins<'a> {
             ));
         }
         let pins = Self(path);
-        for directory in [path.join("links"), pins.maps()] {
+        for directory in [pins.links(), pins.maps()] {
             fs::create_dir_all(&directory).map_err(|error| {
                 DataplaneError::bpf(format!("making {}", directory.display()), error)
             })?;
         }
         Ok(pins)
+    }
+
+    /// Where links are.
+    fn links(&self) -> PathBuf {
+        self.0.join("links")
     }
 
     /// Where maps of this layout are.
@@ -226,9 +252,9 @@ impl<'a> Pins<'a> {
         links: Vec<(&str, FdLink)>,
     ) -> Result<Vec<(PathBuf, PinnedLink, u32)>, DataplaneError> {
         let replace = |(name, link): (&str, FdLink)| {
-            let path = self.0.join("links").join(name);
+            let path = self.links().join(name);
             // Such a filesystem takes no names with a dot.
-            let new = self.0.join("links").join(format!("{name}-new"));
+            let new = self.links().join(format!("{name}-new"));
             let what = || format!("pinning {}", path.display());
             // One that an agent left when it was killed here.
             let _ = fs::remove_file(&new);

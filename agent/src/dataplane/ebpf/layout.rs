@@ -1,17 +1,19 @@
 //! What is held → what the maps of the programs hold.
 //!
-//! Pure. The client of a socket is on this node, so the short circuits of traffic policies apply: it gets all back ends
-//! that are planned. What is not here (front ends that drop, refuse, or ask for the source of a packet, and SCTP) is left to
-//! the rules of the network.
+//! Pure. What is not here (front ends that drop or refuse, and SCTP) is left to the rules of the network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
 
 use crate::diff::{Delta, Entry, Held, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member, Policy};
+
+/// How many bytes the key of a front end has.
+const FRONTEND_BYTES: u32 = 20;
 
 /// The contents of the maps, as far as they are of interest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,10 +22,23 @@ pub(super) struct Entries {
     pub(super) frontends: BTreeMap<bpf::FrontendKey, bpf::Frontend>,
     /// Their back ends.
     pub(super) backends: BTreeMap<bpf::BackendKey, bpf::Destination>,
-    /// Which back ends a front end has whose clients keep theirs.
-    pub(super) members: BTreeSet<bpf::MemberKey>,
+    /// Which back ends a front end has whose clients keep theirs, and in which of its lists.
+    pub(super) members: BTreeMap<bpf::MemberKey, u8>,
     /// Which addresses have NodePorts.
     pub(super) node_addresses: BTreeMap<[u8; 16], bpf::WhoMayCall>,
+    /// Which networks pods are in.
+    pub(super) pod_networks: BTreeSet<Prefix<bpf::NetworkKey>>,
+    /// Which sources may call front ends that only some may.
+    pub(super) allowed: BTreeSet<Prefix<bpf::AllowedKey>>,
+}
+
+/// A key of which only a prefix counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Prefix<K> {
+    /// The key.
+    pub(super) key: K,
+    /// How many bits of it count.
+    pub(super) bits: u32,
 }
 
 impl Entries {
@@ -31,16 +46,25 @@ impl Entries {
     pub(super) fn of(family: Family, held: &Held) -> Self {
         let mut entries = Self::default();
         for (frontend, entry) in &held.entries {
-            if !held.members.contains(&Member::Guarded(*frontend)) {
-                entries.add(*frontend, entry);
+            entries.add(*frontend, entry, &held.members);
+        }
+        for member in &held.members {
+            match *member {
+                Member::NodePortAddress(ip) => {
+                    entries.node_addresses.insert(address(ip), bpf::ANYBODY);
+                }
+                Member::PodNetwork(network) => {
+                    entries.pod_networks.insert(network_key(network));
+                }
+                Member::AllowedSource(frontend, network) => {
+                    entries.allowed.extend(allowed_key(frontend, network));
+                }
+                Member::Guarded(_)
+                | Member::Hairpin(_)
+                | Member::ClusterIp(_)
+                | Member::ServiceNetwork(_) => {}
             }
         }
-        let addresses = held.members.iter().filter_map(|member| match member {
-            Member::NodePortAddress(ip) => Some(*ip),
-            _ => None,
-        });
-        let addresses = addresses.map(|ip| (address(ip), bpf::ANYBODY));
-        entries.node_addresses.extend(addresses);
         if family == Family::V4 && !entries.node_addresses.is_empty() {
             let loopback = address(Ipv4Addr::LOCALHOST.into());
             entries.node_addresses.insert(loopback, bpf::THE_NODE);
@@ -50,20 +74,20 @@ impl Entries {
 
     /// What a delta touches, before and after.
     pub(super) fn around(family: Family, held: &Held, delta: &Delta) -> (Self, Self) {
-        let guarded = delta.members.iter().filter_map(|change| match change.key {
-            Member::Guarded(frontend) => Some(frontend),
+        let guards = delta.members.iter().filter_map(|change| match change.key {
+            Member::Guarded(frontend) | Member::AllowedSource(frontend, _) => Some(frontend),
             _ => None,
         });
-        let touched: BTreeSet<Frontend> = delta.frontends().chain(guarded).collect();
+        let touched: BTreeSet<Frontend> = delta.frontends().chain(guards).collect();
         let entries = touched.iter();
         let entries = entries.filter_map(|f| Some((*f, held.entries.get(f)?.clone())));
-        let of_touched = touched.iter().map(|f| Member::Guarded(*f));
-        let of_node = held.members.iter().copied();
-        let of_node = of_node.filter(|member| matches!(member, Member::NodePortAddress(_)));
+        let of_node =
+            held.members.iter().copied().filter(|member| {
+                matches!(member, Member::NodePortAddress(_) | Member::PodNetwork(_))
+            });
         let mut part = Held {
             entries: entries.collect(),
-            members: of_touched
-                .filter(|member| held.members.contains(member))
+            members: Member::of_frontends(&held.members, &touched)
                 .chain(of_node)
                 .collect(),
         };
@@ -72,12 +96,12 @@ impl Entries {
         (before, Self::of(family, &part))
     }
 
-    fn add(&mut self, frontend: Frontend, entry: &Entry) {
+    fn add(&mut self, frontend: Frontend, entry: &Entry, members: &BTreeSet<Member>) {
         let Some(Verdict::Balance {
             policy,
             count,
+            local,
             affinity,
-            ..
         }) = entry.verdict
         else {
             return;
@@ -85,27 +109,44 @@ impl Entries {
         let Some(key) = frontend_key(frontend) else {
             return;
         };
-        // Which other clients are pods the rules know, by the addresses and interfaces of packets.
-        let is_for_node = policy == Policy::ExternalLocal;
+        let guarded = if members.contains(&Member::Guarded(frontend)) {
+            bpf::GUARDED
+        } else {
+            0
+        };
         let value = bpf::Frontend {
             count: count.into(),
+            local: local.into(),
             affinity_seconds: affinity.map_or(0, AffinityTimeout::seconds),
-            flags: if is_for_node { bpf::FOR_NODE_ONLY } else { 0 },
+            flags: flags(policy) | guarded,
         };
         self.frontends.insert(key, value);
         let keeps_clients = affinity.is_some() || key.protocol == Protocol::Udp.number();
-        for (index, backend) in (0..).zip(&entry.slots) {
-            let Some(backend) = backend.map(destination) else {
-                continue;
-            };
-            let frontend = key;
-            let place = bpf::BackendKey { frontend, index };
-            self.backends.insert(place, backend);
-            if keeps_clients {
-                let member = bpf::MemberKey { frontend, backend };
-                self.members.insert(member);
+        for (first, list, bit) in [
+            (0, &entry.slots, bpf::ANYWHERE),
+            (bpf::FIRST_LOCAL, &entry.local, bpf::HERE),
+        ] {
+            for (index, backend) in (first..).zip(list) {
+                let Some(backend) = backend.map(destination) else {
+                    continue;
+                };
+                let frontend = key;
+                let place = bpf::BackendKey { frontend, index };
+                self.backends.insert(place, backend);
+                if keeps_clients {
+                    let member = bpf::MemberKey { frontend, backend };
+                    *self.members.entry(member).or_default() |= bit;
+                }
             }
         }
+    }
+}
+
+fn flags(policy: Policy) -> u32 {
+    match policy {
+        Policy::Cluster => bpf::MASQUERADE_OUTSIDE,
+        Policy::External => bpf::MASQUERADE_ALL,
+        Policy::ExternalLocal => bpf::LOCAL_OUTSIDE,
     }
 }
 
@@ -125,6 +166,28 @@ pub(super) fn family_of(address: &[u8; 16]) -> Family {
         Some(_) => Family::V4,
         None => Family::V6,
     }
+}
+
+/// The key of a network. IPv4 addresses are mapped, so their prefixes are longer.
+fn network_key(network: IpNet) -> Prefix<bpf::NetworkKey> {
+    Prefix {
+        key: bpf::NetworkKey {
+            address: address(network.network()),
+        },
+        bits: u32::from(network.prefix_len()) + 128 - u32::from(network.max_prefix_len()),
+    }
+}
+
+/// The key of a source that may call a front end.
+fn allowed_key(frontend: Frontend, network: IpNet) -> Option<Prefix<bpf::AllowedKey>> {
+    let Prefix { key, bits } = network_key(network);
+    Some(Prefix {
+        key: bpf::AllowedKey {
+            frontend: frontend_key(frontend)?,
+            source: key.address,
+        },
+        bits: 8 * FRONTEND_BYTES + bits,
+    })
 }
 
 /// The key of a front end; `None` for protocols that are not balanced here.
@@ -156,7 +219,7 @@ fn destination(backend: Backend) -> bpf::Destination {
     }
 }
 
-fn address(ip: IpAddr) -> [u8; 16] {
+pub(super) fn address(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => ip.octets(),

@@ -19,7 +19,7 @@ use crate::event::Event;
 use crate::model::Family;
 
 /// How often the watcher looks. It takes some ten microseconds.
-const INTERVAL: Duration = Duration::from_secs(5);
+pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Links that were made together.
 #[derive(Debug)]
@@ -66,9 +66,10 @@ impl Links {
     /// Whether all of them are attached and pinned.
     pub(super) fn are_whole(&self) -> bool {
         self.0.iter().all(|link| {
-            // A link whose cgroup is gone, or that was detached, shows none.
-            let cgroup = value(&link.shown, "cgroup_id:");
-            cgroup.is_some_and(|id| id != "0") && link.pin.exists()
+            // A link whose cgroup or device is gone, or that was detached, shows none.
+            let places = ["cgroup_id:", "ifindex:"].map(|name| value(&link.shown, name));
+            let mut places = places.into_iter().flatten();
+            places.any(|id| !id.starts_with("0")) && link.pin.exists()
         })
     }
 }

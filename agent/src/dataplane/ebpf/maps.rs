@@ -1,15 +1,16 @@
 //! Reads and writes the maps of the programs. I/O: system calls, a microsecond each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError};
 use nix::errno::Errno;
 use proxyd_ebpf_common as bpf;
 use tracing::warn;
 
 use super::super::DataplaneError;
-use super::layout::{Entries, family_of, is_of};
+use super::layout::{Entries, Prefix, family_of, is_of};
 use super::order::Write;
 use crate::model::Family;
 
@@ -20,15 +21,29 @@ pub(super) struct Maps {
     backends: Map<bpf::BackendKey, bpf::Destination>,
     members: Map<bpf::MemberKey, u8>,
     node_addresses: Map<[u8; 16], bpf::WhoMayCall>,
+    pod_networks: Networks<bpf::NetworkKey>,
+    allowed: Networks<bpf::AllowedKey>,
 }
 
 /// One of them.
 #[derive(Debug)]
 struct Map<K, V> {
-    name: &'static str,
     map: HashMap<MapData, K, V>,
-    /// It was full, and that was said.
-    was_full: bool,
+    full: Full,
+}
+
+/// One of those whose keys are prefixes.
+#[derive(Debug)]
+struct Networks<K> {
+    map: LpmTrie<MapData, K, u8>,
+    full: Full,
+}
+
+/// What is said of a map that is full, once.
+#[derive(Debug)]
+struct Full {
+    name: &'static str,
+    was_said: bool,
 }
 
 impl Maps {
@@ -39,6 +54,8 @@ impl Maps {
             backends: Map::take(loaded, "backends")?,
             members: Map::take(loaded, "members")?,
             node_addresses: Map::take(loaded, "node_addresses")?,
+            pod_networks: Networks::take(loaded, "pod_networks")?,
+            allowed: Networks::take(loaded, "allowed")?,
         })
     }
 
@@ -47,16 +64,24 @@ impl Maps {
         let mut entries = Entries {
             frontends: self.frontends.read()?,
             backends: self.backends.read()?,
-            members: self.members.read()?.into_keys().collect(),
+            members: self.members.read()?,
             node_addresses: self.node_addresses.read()?,
+            pod_networks: self.pod_networks.read()?,
+            allowed: self.allowed.read()?,
         };
         entries.frontends.retain(|key, _| is_of(family, key));
         entries
             .backends
             .retain(|key, _| is_of(family, &key.frontend));
-        entries.members.retain(|key| is_of(family, &key.frontend));
+        entries
+            .members
+            .retain(|key, _| is_of(family, &key.frontend));
         let addresses = &mut entries.node_addresses;
         addresses.retain(|address, _| family_of(address) == family);
+        let networks = &mut entries.pod_networks;
+        networks.retain(|prefix| family_of(&prefix.key.address) == family);
+        let allowed = &mut entries.allowed;
+        allowed.retain(|prefix| is_of(family, &prefix.key.frontend));
         Ok(entries)
     }
 
@@ -66,8 +91,10 @@ impl Maps {
             match write {
                 Write::Frontend(key, to) => self.frontends.put(key, *to),
                 Write::Backend(key, to) => self.backends.put(key, *to),
-                Write::Member(key, is_there) => self.members.put(key, is_there.then_some(1)),
+                Write::Member(key, to) => self.members.put(key, *to),
                 Write::NodeAddress(key, to) => self.node_addresses.put(key, *to),
+                Write::PodNetwork(key, is_there) => self.pod_networks.put(key, *is_there),
+                Write::Allowed(key, is_there) => self.allowed.put(key, *is_there),
             }?;
         }
         Ok(())
@@ -79,28 +106,73 @@ impl<K: aya::Pod + Ord, V: aya::Pod> Map<K, V> {
         let map = loaded.take_map(name).expect("the object has this map");
         let map = HashMap::try_from(map);
         Ok(Self {
-            name,
             map: map.map_err(|error| refused(name, "opened", error))?,
-            was_full: false,
+            full: Full::no(name),
         })
     }
 
     fn read(&self) -> Result<BTreeMap<K, V>, DataplaneError> {
         let entries = self.map.iter();
-        let entries = entries.map(|entry| entry.map_err(|error| refused(self.name, "read", error)));
+        let entries =
+            entries.map(|entry| entry.map_err(|error| refused(self.full.name, "read", error)));
         entries.collect()
     }
 
-    /// Sets or removes what a key has. What is gone already need not be removed.
+    /// Sets or removes what a key has.
     fn put(&mut self, key: &K, to: Option<V>) -> Result<(), DataplaneError> {
-        let result = match to {
+        self.full.mind(match to {
             Some(value) => self.map.insert(key, value, 0),
             None => self.map.remove(key),
+        })
+    }
+}
+
+impl<K: aya::Pod + Ord> Networks<K> {
+    fn take(loaded: &mut Ebpf, name: &'static str) -> Result<Self, DataplaneError> {
+        let map = loaded.take_map(name).expect("the object has this map");
+        let map = LpmTrie::try_from(map);
+        Ok(Self {
+            map: map.map_err(|error| refused(name, "opened", error))?,
+            full: Full::no(name),
+        })
+    }
+
+    fn read(&self) -> Result<BTreeSet<Prefix<K>>, DataplaneError> {
+        let keys = self.map.keys();
+        let keys = keys.map(|key| key.map_err(|error| refused(self.full.name, "read", error)));
+        let prefix = |key: Key<K>| Prefix {
+            key: key.data(),
+            bits: key.prefix_len(),
         };
+        keys.map(|key| key.map(prefix)).collect()
+    }
+
+    /// Adds or removes a prefix.
+    fn put(&mut self, prefix: &Prefix<K>, is_there: bool) -> Result<(), DataplaneError> {
+        let key = Key::new(prefix.bits, prefix.key);
+        self.full.mind(if is_there {
+            self.map.insert(&key, 1, 0)
+        } else {
+            self.map.remove(&key)
+        })
+    }
+}
+
+impl Full {
+    fn no(name: &'static str) -> Self {
+        Self {
+            name,
+            was_said: false,
+        }
+    }
+
+    /// What is gone already need not be removed, and what does not fit is left out.
+    fn mind(&mut self, result: Result<(), MapError>) -> Result<(), DataplaneError> {
         match result {
             Err(error) if is(&error, Errno::ENOENT) => Ok(()),
-            Err(error) if is(&error, Errno::E2BIG) => {
-                if !std::mem::replace(&mut self.was_full, true) {
+            // A trie says ENOSPC.
+            Err(error) if is(&error, Errno::E2BIG) || is(&error, Errno::ENOSPC) => {
+                if !std::mem::replace(&mut self.was_said, true) {
                     warn!(
                         "the BPF map {} is full; what does not fit goes by the rules",
                         self.name

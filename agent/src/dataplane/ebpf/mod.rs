@@ -5,6 +5,8 @@
 //! 5.15 (cookies of network namespaces) and cgroup v2; tried with 6.18.
 
 mod attach;
+mod devices;
+mod hooks;
 mod layout;
 mod links;
 mod maps;
@@ -20,7 +22,8 @@ use super::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Delta, Held};
 use crate::event::Event;
 use crate::model::{Family, PerFamily};
-use crate::plan::Tables;
+use crate::plan::{Detector, Tables};
+use hooks::Follower;
 use layout::Entries;
 use links::{Links, Watcher};
 use maps::Maps;
@@ -33,6 +36,10 @@ pub struct Places {
     pub cgroup: Option<PathBuf>,
     /// The directory in a BPF filesystem where programs and maps stay while no agent runs.
     pub pins: PathBuf,
+    /// The names of the devices where packets are translated, which may end in `*`; none: those that a route leads to.
+    pub devices: Vec<String>,
+    /// Whether programs are attached to devices by links, where the kernel has such.
+    pub tcx: bool,
 }
 
 /// What is told of changes by others.
@@ -42,12 +49,14 @@ type Report = Arc<dyn Fn(Event) -> bool + Send + Sync>;
 pub struct Ebpf {
     nft: Nft,
     places: Places,
+    detector: PerFamily<Detector>,
     maps: Maps,
     /// The families that the maps do not hold yet.
     unfilled: PerFamily<bool>,
     links: Arc<Links>,
     /// Kept, since it ends with this.
     _watcher: Watcher,
+    _follower: Follower,
     report: Report,
 }
 
@@ -68,17 +77,20 @@ impl Ebpf {
     pub fn attach(
         nft: Nft,
         places: &Places,
+        detector: &PerFamily<Detector>,
         report: impl Fn(Event) -> bool + Send + Sync + 'static,
     ) -> Result<Self, DataplaneError> {
         let report: Report = Arc::new(report);
-        let (maps, links) = attach::attach(places)?;
+        let (maps, links, follower) = attach::attach(places, detector)?;
         let links = Arc::new(links);
         Ok(Self {
             nft,
             places: places.clone(),
+            detector: detector.clone(),
             maps,
             unfilled: PerFamily::from_fn(|_| true),
             _watcher: Watcher::start(Arc::clone(&links), Arc::clone(&report))?,
+            _follower: follower,
             links,
             report,
         })
@@ -90,7 +102,8 @@ impl Ebpf {
             return Ok(());
         }
         self.unfilled = PerFamily::from_fn(|_| true);
-        let (maps, links) = attach::attach(&self.places)?;
+        let (maps, links, follower) = attach::attach(&self.places, &self.detector)?;
+        self._follower = follower;
         self.maps = maps;
         self.links = Arc::new(links);
         self._watcher = Watcher::start(Arc::clone(&self.links), Arc::clone(&self.report))?;

@@ -1,11 +1,13 @@
 //! Two contents of the maps → the writes that lead from one to the other.
 //!
-//! Pure. Writes to several maps are not atomic together, so their order is: back ends first, then how many of them a front
-//! end has, then what is not used any more. After each of them, whoever picks gets an old or a new back end.
+//! Pure. Writes to several maps are not atomic together, so their order is: first what front ends lead to, then how many back ends each
+//! has, then what is not used any more. After each of them, whoever picks gets an old or a new back end.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use proxyd_ebpf_common as bpf;
 
-use super::layout::Entries;
+use super::layout::{Entries, Prefix};
 
 /// One write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,47 +16,83 @@ pub(super) enum Write {
     Frontend(bpf::FrontendKey, Option<bpf::Frontend>),
     /// A back end; `None`: it is gone.
     Backend(bpf::BackendKey, Option<bpf::Destination>),
-    /// Whether a front end has a back end.
-    Member(bpf::MemberKey, bool),
+    /// In which lists a front end has a back end; `None`: in none.
+    Member(bpf::MemberKey, Option<u8>),
     /// Who may call an address for its NodePorts; `None`: nobody.
     NodeAddress([u8; 16], Option<bpf::WhoMayCall>),
+    /// Whether a network is one of pods.
+    PodNetwork(Prefix<bpf::NetworkKey>, bool),
+    /// Whether a source may call a front end.
+    Allowed(Prefix<bpf::AllowedKey>, bool),
 }
 
 /// The writes that lead from one content to another.
 pub(super) fn writes(before: &Entries, after: &Entries) -> Vec<Write> {
-    let new_backends = after.backends.iter();
-    let new_backends = new_backends.filter(|(key, to)| before.backends.get(key) != Some(*to));
-    let new_backends = new_backends.map(|(key, to)| Write::Backend(*key, Some(*to)));
-    let new_members = after.members.difference(&before.members);
-    let new_members = new_members.map(|key| Write::Member(*key, true));
-    let new_addresses = after.node_addresses.iter();
-    let new_addresses =
-        new_addresses.filter(|(key, who)| before.node_addresses.get(*key) != Some(*who));
-    let new_addresses = new_addresses.map(|(key, who)| Write::NodeAddress(*key, Some(*who)));
+    use Write::{Allowed, Backend, Frontend, Member, NodeAddress, PodNetwork};
+    let mut writes = Vec::new();
+    writes.extend(set(&before.backends, &after.backends, Backend));
+    writes.extend(set(&before.members, &after.members, Member));
+    writes.extend(set(
+        &before.node_addresses,
+        &after.node_addresses,
+        NodeAddress,
+    ));
+    writes.extend(added(&before.pod_networks, &after.pod_networks, PodNetwork));
+    writes.extend(added(&before.allowed, &after.allowed, Allowed));
 
-    let frontends = after.frontends.iter();
-    let frontends = frontends.filter(|(key, to)| before.frontends.get(key) != Some(*to));
-    let frontends = frontends.map(|(key, to)| Write::Frontend(*key, Some(*to)));
-    let gone = before.frontends.keys();
-    let gone = gone.filter(|key| !after.frontends.contains_key(key));
-    let gone = gone.map(|key| Write::Frontend(*key, None));
+    writes.extend(set(&before.frontends, &after.frontends, Frontend));
+    writes.extend(gone(&before.frontends, &after.frontends, Frontend));
 
-    let old_backends = before.backends.keys();
-    let old_backends = old_backends.filter(|key| !after.backends.contains_key(key));
-    let old_backends = old_backends.map(|key| Write::Backend(*key, None));
-    let old_members = before.members.difference(&after.members);
-    let old_members = old_members.map(|key| Write::Member(*key, false));
-    let old_addresses = before.node_addresses.keys();
-    let old_addresses = old_addresses.filter(|key| !after.node_addresses.contains_key(*key));
-    let old_addresses = old_addresses.map(|key| Write::NodeAddress(*key, None));
+    writes.extend(gone(&before.backends, &after.backends, Backend));
+    writes.extend(gone(&before.members, &after.members, Member));
+    writes.extend(gone(
+        &before.node_addresses,
+        &after.node_addresses,
+        NodeAddress,
+    ));
+    writes.extend(removed(
+        &before.pod_networks,
+        &after.pod_networks,
+        PodNetwork,
+    ));
+    writes.extend(removed(&before.allowed, &after.allowed, Allowed));
+    writes
+}
 
-    new_backends
-        .chain(new_members)
-        .chain(new_addresses)
-        .chain(frontends)
-        .chain(gone)
-        .chain(old_backends)
-        .chain(old_members)
-        .chain(old_addresses)
-        .collect()
+/// Keys that are new or have another value.
+fn set<K: Copy + Ord, V: Copy + PartialEq>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+    write: fn(K, Option<V>) -> Write,
+) -> impl Iterator<Item = Write> {
+    let new = after
+        .iter()
+        .filter(|(key, to)| before.get(key) != Some(*to));
+    new.map(move |(key, to)| write(*key, Some(*to)))
+}
+
+/// Keys that are no more.
+fn gone<K: Copy + Ord, V>(
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
+    write: fn(K, Option<V>) -> Write,
+) -> impl Iterator<Item = Write> {
+    let old = before.keys().filter(|key| !after.contains_key(key));
+    old.map(move |key| write(*key, None))
+}
+
+fn added<'a, K: Copy + Ord>(
+    before: &'a BTreeSet<K>,
+    after: &'a BTreeSet<K>,
+    write: fn(K, bool) -> Write,
+) -> impl Iterator<Item = Write> + 'a {
+    after.difference(before).map(move |key| write(*key, true))
+}
+
+fn removed<'a, K: Copy + Ord>(
+    before: &'a BTreeSet<K>,
+    after: &'a BTreeSet<K>,
+    write: fn(K, bool) -> Write,
+) -> impl Iterator<Item = Write> + 'a {
+    before.difference(after).map(move |key| write(*key, false))
 }

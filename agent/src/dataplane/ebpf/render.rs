@@ -29,10 +29,12 @@ pub fn maps(family: Family, held: &Held) -> Vec<String> {
             0 => String::new(),
             seconds => format!(", each client keeps its own for {seconds} s"),
         };
-        let whose = if frontend.flags & bpf::FOR_NODE_ONLY == 0 {
-            ""
-        } else {
-            ", for the node itself; pods go by the rules"
+        let has = |flag| frontend.flags & flag != 0;
+        let whose = match (has(bpf::LOCAL_OUTSIDE), has(bpf::GUARDED)) {
+            (true, true) => ", clients outside get those here; for some sources",
+            (true, false) => ", clients outside get those here",
+            (false, true) => ", for some sources",
+            (false, false) => "",
         };
         let count = frontend.count;
         lines.push(format!(

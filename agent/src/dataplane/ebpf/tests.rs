@@ -42,7 +42,10 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         6 => (policy, hosts, affinity).prop_map(|(policy, hosts, affinity)| Rule::Balance(Balance {
             policy,
             backends: hosts.iter().map(|h| backend(&format!("10.1.0.{h}:80"))).collect(),
-            local: Vec::new(),
+            local: match policy {
+                Policy::ExternalLocal => hosts.iter().filter(|h| *h % 2 == 0).map(|h| backend(&format!("10.1.0.{h}:80"))).collect(),
+                _ => Vec::new(),
+            },
             affinity: affinity.and_then(crate::model::AffinityTimeout::new),
         })),
     ]
@@ -52,10 +55,14 @@ prop_compose! {
     fn any_tables()(
         rules in prop::collection::btree_map((0..9_u8).prop_map(frontend), any_rule(), 0..7),
         guarded in prop::collection::btree_set((0..6_u8).prop_map(frontend).prop_map(Member::Guarded), 0..2),
+        sources in prop::collection::btree_set((0..6_u8, 0..3_u8), 0..3),
         addresses in prop::collection::btree_set(
             (1..3_u8).prop_map(|h| Member::NodePortAddress(ip(&format!("192.168.0.{h}")))), 0..3),
     ) -> Tables {
-        Tables { rules, members: guarded.into_iter().chain(addresses).collect() }
+        let sources = sources.into_iter().map(|(number, network)| {
+            Member::AllowedSource(frontend(number), format!("203.0.{network}.0/24").parse().unwrap())
+        });
+        Tables { rules, members: guarded.into_iter().chain(addresses).chain(sources).collect() }
     }
 }
 
@@ -76,8 +83,11 @@ fn make(entries: &mut Entries, write: Write) {
         Write::Frontend(key, to) => put(&mut entries.frontends, key, to),
         Write::Backend(key, to) => put(&mut entries.backends, key, to),
         Write::NodeAddress(key, to) => put(&mut entries.node_addresses, key, to),
-        Write::Member(key, true) => drop(entries.members.insert(key)),
-        Write::Member(key, false) => drop(entries.members.remove(&key)),
+        Write::Member(key, to) => put(&mut entries.members, key, to),
+        Write::PodNetwork(key, true) => drop(entries.pod_networks.insert(key)),
+        Write::PodNetwork(key, false) => drop(entries.pod_networks.remove(&key)),
+        Write::Allowed(key, true) => drop(entries.allowed.insert(key)),
+        Write::Allowed(key, false) => drop(entries.allowed.remove(&key)),
     }
 }
 
@@ -102,7 +112,8 @@ proptest! {
             for (frontend, value) in &now.frontends {
                 let known: BTreeSet<_> =
                     backends(&before, *frontend).union(&backends(&after, *frontend)).copied().collect();
-                for index in 0..value.count {
+                let local = bpf::FIRST_LOCAL..bpf::FIRST_LOCAL + value.local;
+                for index in (0..value.count).chain(local) {
                     let picked = now.backends.get(&bpf::BackendKey { frontend: *frontend, index });
                     prop_assert!(picked.is_some_and(|backend| known.contains(backend)), "{write:?}");
                 }
@@ -129,25 +140,35 @@ proptest! {
 }
 
 #[test]
-fn what_asks_for_the_source_of_a_packet_is_left_to_the_rules() {
+fn a_front_end_says_who_gets_what_and_who_may_call() {
     let tcp = frontend(0);
-    let rule = Rule::Balance(Balance {
-        policy: Policy::ExternalLocal,
-        backends: vec![backend("10.1.0.1:80")],
-        local: Vec::new(),
-        affinity: None,
-    });
-    let mut tables = Tables::default();
-    tables.rules.insert(tcp, rule.clone());
-    // SCTP.
-    tables.rules.insert(frontend(2), rule);
-    let entries = Entries::of(Family::V4, &loaded(&tables));
-    let flags: Vec<u32> = entries.frontends.values().map(|f| f.flags).collect();
-    assert_eq!(flags, [bpf::FOR_NODE_ONLY]);
-    tables.members.insert(Member::Guarded(tcp));
+    let balance = |policy| {
+        Rule::Balance(Balance {
+            policy,
+            backends: vec![backend("10.1.0.1:80")],
+            local: Vec::new(),
+            affinity: None,
+        })
+    };
+    let flags = |policy, members: &[Member]| {
+        let mut tables = Tables::default();
+        tables.rules.insert(tcp, balance(policy));
+        // SCTP.
+        tables.rules.insert(frontend(2), balance(policy));
+        tables.members.extend(members);
+        let entries = Entries::of(Family::V4, &loaded(&tables));
+        let flags: Vec<u32> = entries.frontends.values().map(|f| f.flags).collect();
+        (flags, entries.allowed.len())
+    };
     assert_eq!(
-        Entries::of(Family::V4, &loaded(&tables)),
-        Entries::default()
+        flags(Policy::Cluster, &[]),
+        (vec![bpf::MASQUERADE_OUTSIDE], 0)
+    );
+    assert_eq!(flags(Policy::External, &[]), (vec![bpf::MASQUERADE_ALL], 0));
+    let source = Member::AllowedSource(tcp, "203.0.113.0/24".parse().unwrap());
+    assert_eq!(
+        flags(Policy::ExternalLocal, &[Member::Guarded(tcp), source]),
+        (vec![bpf::LOCAL_OUTSIDE | bpf::GUARDED], 1)
     );
 }
 

@@ -1,0 +1,162 @@
+//! The network devices of this machine: which of them carry traffic, and the node's addresses there. Read and watched by
+//! rtnetlink.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::time::timeout;
+
+use super::addresses::{AddressError, address_of, is_reachable};
+use crate::model::{Family, PerFamily};
+
+/// How long changes are gathered before devices are read again: a pod that comes brings a dozen.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Addresses that are not used for long, or not yet.
+const PASSING: AddressHeaderFlags = AddressHeaderFlags::Secondary
+    .union(AddressHeaderFlags::Deprecated)
+    .union(AddressHeaderFlags::Tentative);
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Whether its packets begin with an Ethernet header. If not, they begin with that of IP.
+    pub is_ethernet: bool,
+    /// Whether a route leads there, other than to link-local addresses.
+    pub has_routes: bool,
+    /// Whether a default route leads there.
+    pub has_default_route: bool,
+    /// The node's address there, the first one that other machines may reach.
+    pub addresses: PerFamily<Option<IpAddr>>,
+}
+
+/// Gives all devices but loopback ones to `take`: now, after changes, and at the latest after `interval`; for as long as it
+/// says true.
+///
+/// # Errors
+/// That the kernel cannot be asked.
+pub async fn watch(
+    interval: Duration,
+    mut take: impl FnMut(Vec<Device>) -> bool,
+) -> Result<(), AddressError> {
+    let groups = [
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ];
+    let (connection, handle, mut changes) = rtnetlink::new_multicast_connection(&groups)?;
+    let connection = tokio::spawn(connection);
+    let result = loop {
+        match read(&handle).await.map(&mut take) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+        if wait(&mut changes, interval).await.is_none() {
+            let ended = std::io::ErrorKind::UnexpectedEof;
+            break Err(AddressError::Socket(ended.into()));
+        }
+    };
+    connection.abort();
+    result
+}
+
+/// Waits for changes, at most so long. `None`: there will be none any more.
+async fn wait<T>(changes: &mut UnboundedReceiver<T>, interval: Duration) -> Option<()> {
+    match timeout(interval, changes.next()).await {
+        Ok(None) => return None,
+        Ok(Some(_)) => tokio::time::sleep(GATHER).await,
+        Err(_) => {}
+    }
+    while changes.try_recv().is_ok() {}
+    Some(())
+}
+
+async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {
+    let mut devices = BTreeMap::new();
+    let mut links = handle.link().get().execute();
+    while let Some(link) = links.try_next().await? {
+        let name = link
+            .attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            });
+        let kind = link.header.link_layer_type;
+        if let Some(name) = name
+            && kind != LinkLayerType::Loopback
+        {
+            let device = Device {
+                index: link.header.index,
+                name,
+                is_ethernet: kind == LinkLayerType::Ether,
+                has_routes: false,
+                has_default_route: false,
+                addresses: PerFamily::from_fn(|_| None),
+            };
+            devices.insert(device.index, device);
+        }
+    }
+    let mut addresses = handle.address().get().execute();
+    while let Some(message) = addresses.try_next().await? {
+        let address = address_of(&message).filter(|address| is_reachable(*address));
+        let lasts = !message.header.flags.intersects(PASSING);
+        if let (Some(device), Some(address), true) =
+            (devices.get_mut(&message.header.index), address, lasts)
+        {
+            let family = Family::of(address);
+            let main = device.addresses.get_mut(family);
+            // Linux lists IPv4 addresses from the first one on, and IPv6 ones from the last one on.
+            if main.is_none() || family == Family::V6 {
+                *main = Some(address);
+            }
+        }
+    }
+    for all in [
+        RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+        RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
+    ] {
+        let mut routes = handle.route().get(all).execute();
+        while let Some(route) = routes.try_next().await? {
+            for index in devices_of(&route) {
+                if let Some(device) = devices.get_mut(&index) {
+                    device.has_routes = true;
+                    device.has_default_route |= route.header.destination_prefix_length == 0;
+                }
+            }
+        }
+    }
+    Ok(devices.into_values().collect())
+}
+
+/// The devices that a route leads to, if it leads to other machines.
+fn devices_of(route: &RouteMessage) -> BTreeSet<u32> {
+    let is_link_local = route.attributes.iter().any(|attribute| {
+        matches!(attribute, RouteAttribute::Destination(RouteAddress::Inet6(ip)) if ip.is_unicast_link_local())
+    });
+    if route.header.kind != RouteType::Unicast || is_link_local {
+        return BTreeSet::new();
+    }
+    let attributes = route.attributes.iter();
+    attributes
+        .flat_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => vec![*index],
+            RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+            _ => Vec::new(),
+        })
+        .collect()
+}

@@ -1,0 +1,138 @@
+//! What is remembered of connections that devices carry, and what the programs there look up.
+
+use crate::FrontendKey;
+
+/// Who talks to whom: what tells connections apart.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Tuple {
+    /// The address of the sender.
+    pub source: [u8; 16],
+    /// The address of the receiver.
+    pub destination: [u8; 16],
+    /// In network order.
+    pub source_port: u16,
+    /// In network order.
+    pub destination_port: u16,
+    /// The number of the transport protocol.
+    pub protocol: u8,
+    /// Zero.
+    pub padding: [u8; 3],
+}
+
+impl Tuple {
+    /// The tuple of answers.
+    #[must_use]
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            source_port: self.destination_port,
+            destination_port: self.source_port,
+            protocol: self.protocol,
+            padding: [0; 3],
+        }
+    }
+}
+
+/// What becomes of the packets of a connection in one direction at one hook.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    /// What they are made to be.
+    pub to: Tuple,
+    /// When the last one came, in nanoseconds since the machine started.
+    pub used_at: u64,
+    /// The front end that was called.
+    pub frontend: FrontendKey,
+    /// One of [`NEW`], [`ESTABLISHED`], [`CLOSING`], [`PENDING`].
+    pub state: u8,
+    /// Zero.
+    pub padding: [u8; 3],
+}
+
+/// Only first packets were seen.
+pub const NEW: u8 = 0;
+
+/// Others followed.
+pub const ESTABLISHED: u8 = 1;
+
+/// One side has closed the connection.
+pub const CLOSING: u8 = 2;
+
+/// To be masqueraded; the port is not chosen yet.
+pub const PENDING: u8 = 3;
+
+/// The ports that masqueraded connections get: the first, and how many. They lie outside Linux' range for sockets that
+/// do not choose their port.
+pub const MASQUERADE_PORTS: (u16, u16) = (61_000, 4_536);
+
+/// The key of what is remembered of a datagram that comes in fragments, of which the first one has the ports.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FragmentKey {
+    /// The address of the sender.
+    pub source: [u8; 16],
+    /// The address of the receiver.
+    pub destination: [u8; 16],
+    /// What fragments of one datagram have in common.
+    pub identification: u32,
+    /// The number of the transport protocol.
+    pub protocol: u32,
+}
+
+/// The key of session affinity for clients outside: who called which front end.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceKey {
+    /// The client's address.
+    pub source: [u8; 16],
+    /// The front end.
+    pub frontend: FrontendKey,
+    /// Zero.
+    pub padding: u32,
+}
+
+/// The data of a key of a map of networks: an address, of which a prefix counts.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NetworkKey {
+    /// The address.
+    pub address: [u8; 16],
+}
+
+/// The data of a key of the map that says which sources may call a guarded front end. Of the source a prefix counts.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AllowedKey {
+    /// The front end.
+    pub frontend: FrontendKey,
+    /// The source.
+    pub source: [u8; 16],
+}
+
+/// The key, among devices, of what the node has where no device is known.
+pub const THE_NODES_DEVICE: u32 = 0;
+
+/// What is known of a device.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Device {
+    /// The node's address there, mapped, for masquerade; zero if it has none.
+    pub v4: [u8; 16],
+    /// The same for IPv6.
+    pub v6: [u8; 16],
+    /// 1 if what comes from there comes from pods.
+    pub has_pods: u32,
+}
+
+// The sums of the fields' sizes: there is no implicit padding.
+const _: () = {
+    assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2 + 1 + 3);
+    assert!(size_of::<Flow>() == 40 + 8 + 20 + 1 + 3);
+    assert!(size_of::<FragmentKey>() == 16 + 16 + 4 + 4);
+    assert!(size_of::<SourceKey>() == 16 + 20 + 4);
+    assert!(size_of::<AllowedKey>() == 20 + 16);
+    assert!(size_of::<Device>() == 16 + 16 + 4);
+};

@@ -1,0 +1,59 @@
+//! A packet goes out at a device: from the Service that a client called instead of the back end, or from the node instead of
+//! the client.
+
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use proxyd_ebpf_common::PENDING;
+
+use crate::flow::{is_alive, masquerade, touch};
+use crate::ingress::sent;
+use crate::maps::{DEVICES, EGRESS_FLOWS};
+use crate::packet::parse;
+use crate::rewrite::rewrite;
+use crate::work::{Direction, work};
+use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
+
+#[classifier]
+pub fn proxyd_out(ctx: TcContext) -> i32 {
+    take(&ctx, ETHERNET).unwrap_or(UNSPEC)
+}
+
+#[classifier]
+pub fn proxyd_out_l3(ctx: TcContext) -> i32 {
+    take(&ctx, NO_LINK_LAYER).unwrap_or(UNSPEC)
+}
+
+/// `None`: the packet is left as it is.
+#[inline(always)]
+fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
+    let work = work(Direction::Out)?;
+    parse(ctx, l3, &mut work.packet)?;
+    let flow = EGRESS_FLOWS.get_ptr_mut(&work.packet.tuple)?;
+    // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
+    let flow = unsafe { &mut *flow };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if !is_alive(flow, now) {
+        return None;
+    }
+    if flow.state == PENDING {
+        // SAFETY: the kernel gives a valid context.
+        let device = unsafe { (*ctx.skb.skb).ifindex };
+        // SAFETY: the value is copied at once.
+        let Some(device) = (unsafe { DEVICES.get(device) }) else {
+            return Some(SHOT);
+        };
+        let node = if work.packet.is_v4 {
+            device.v4
+        } else {
+            device.v6
+        };
+        // Nobody could answer to no address.
+        if node == [0; 16] || masquerade(work, flow, &node, now).is_none() {
+            return Some(SHOT);
+        }
+    }
+    touch(flow, &work.packet, now);
+    Some(sent(rewrite(ctx, &work.packet, &flow.to)))
+}

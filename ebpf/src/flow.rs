@@ -1,0 +1,202 @@
+//! Connections that devices carry: whether they go on, and what is remembered of new ones.
+//!
+//! Packets that come in get another receiver, and packets that go out another sender, so that in between, where the kernel routes them, they
+//! come from where it expects them. A connection so has an entry for each hook that changes its packets:
+//!
+//! ```text
+//! in:   client → Service        becomes  client → back end
+//! out:  client → back end       becomes  node → back end       if it is masqueraded
+//! in:   back end → node         becomes  back end → client     if it is masqueraded
+//! out:  back end → client       becomes  Service → client
+//! ```
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use proxyd_ebpf_common::{
+    ANYWHERE, AT_ADDRESS, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey, HERE,
+    MASQUERADE_PORTS, NEW, PENDING, Tuple,
+};
+
+use crate::address::same;
+use crate::frontend::has;
+use crate::maps::{EGRESS_FLOWS, INGRESS_FLOWS};
+use crate::packet::{Packet, TCP, UDP};
+use crate::work::Work;
+
+const SECOND: u64 = 1_000_000_000;
+
+/// A connection that is not used for so long is forgotten: as kube-proxy sets it for established ones of TCP, and else as Linux'
+/// connection tracking has it.
+const ESTABLISHED_TIMEOUT: u64 = 86_400 * SECOND;
+const TIMEOUT: u64 = 120 * SECOND;
+
+/// A client that asks again within this time has not heard from the back end yet.
+const PATIENCE: u64 = 10 * SECOND;
+
+/// How often a port is tried that may be taken.
+const TRIES: u32 = 16;
+
+/// What a connection is called by that is not one to a front end but its answers.
+const NO_FRONTEND: FrontendKey = FrontendKey {
+    address: [0; 16],
+    port: 0,
+    protocol: 0,
+    kind: AT_ADDRESS,
+};
+
+/// Whether what is remembered still counts.
+#[inline(always)]
+pub fn is_alive(flow: &Flow, now: u64) -> bool {
+    let is_long = flow.to.protocol == TCP && flow.state == ESTABLISHED;
+    let timeout = if is_long {
+        ESTABLISHED_TIMEOUT
+    } else {
+        TIMEOUT
+    };
+    now.saturating_sub(flow.used_at) < timeout
+}
+
+/// Whether a packet that came in goes where those before it went.
+#[inline(always)]
+pub fn goes_on(flow: &Flow, packet: &Packet, now: u64) -> bool {
+    if !is_alive(flow, now) {
+        return false;
+    }
+    if packet.is_error() {
+        return true;
+    }
+    if packet.is_syn() {
+        // A client that has the same port as an earlier one.
+        return flow.state != CLOSING && now.saturating_sub(flow.used_at) < PATIENCE;
+    }
+    let is_to_frontend = flow.frontend.port != 0;
+    // UDP knows no end of a connection; it is over when the front end does not have the back end any more.
+    packet.tuple.protocol != UDP
+        || !is_to_frontend
+        || has(&flow.frontend, &receiver(&flow.to), ANYWHERE | HERE)
+}
+
+/// Notes a packet.
+#[inline(always)]
+pub fn touch(flow: &mut Flow, packet: &Packet, now: u64) {
+    if packet.is_error() {
+        return;
+    }
+    flow.used_at = now;
+    if packet.closes() {
+        flow.state = CLOSING;
+    } else if flow.state == NEW && !packet.has_syn() {
+        flow.state = ESTABLISHED;
+    }
+}
+
+/// Remembers a new connection, whose first packet has come in. `None`: no port is left for it.
+#[inline(always)]
+pub fn begin(
+    work: &mut Work,
+    frontend: &FrontendKey,
+    backend: &Destination,
+    (masqueraded, now): (bool, u64),
+) -> Option<()> {
+    let Work { packet, key, flow } = work;
+    flow.to = packet.tuple.reversed();
+    flow.used_at = now;
+    flow.frontend = NO_FRONTEND;
+    flow.state = NEW;
+    flow.padding = [0; 3];
+    key.source = backend.address;
+    key.source_port = backend.port;
+    key.destination = packet.tuple.source;
+    key.destination_port = packet.tuple.source_port;
+    key.protocol = packet.tuple.protocol;
+    key.padding = [0; 3];
+    // The client may talk to the same back end by another front end from the same port already.
+    let mut tries = 0;
+    while !claim_answers(key, flow, now) {
+        tries += 1;
+        if tries == TRIES {
+            return None;
+        }
+        key.destination_port = port_of(1_024, 64_512);
+    }
+    *key = key.reversed();
+    if masqueraded {
+        flow.to = *key;
+        flow.state = PENDING;
+        EGRESS_FLOWS.insert(&*key, &*flow, 0).ok()?;
+        flow.state = NEW;
+    } else {
+        let _ = EGRESS_FLOWS.remove(&*key);
+    }
+    flow.to = *key;
+    flow.frontend = *frontend;
+    INGRESS_FLOWS.insert(&packet.tuple, &*flow, 0).ok()
+}
+
+#[inline(always)]
+fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
+    // SAFETY: it is looked at at once.
+    if let Some(there) = unsafe { EGRESS_FLOWS.get(key) }
+        && is_alive(there, now)
+        && !same_tuple(&there.to, &flow.to)
+    {
+        return false;
+    }
+    EGRESS_FLOWS.insert(key, flow, 0).is_ok()
+}
+
+/// Chooses a port of the node for a connection that is to be masqueraded, whose first packet goes out. `None`: none is left.
+#[inline(always)]
+pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &[u8; 16], now: u64) -> Option<()> {
+    let Work { packet, key, flow } = work;
+    *key = packet.tuple.reversed();
+    flow.to = *key;
+    flow.used_at = now;
+    flow.frontend = NO_FRONTEND;
+    flow.state = NEW;
+    flow.padding = [0; 3];
+    key.destination = *node;
+    let (first, count) = MASQUERADE_PORTS;
+    let mut tries = 0;
+    loop {
+        key.destination_port = port_of(first, count);
+        // SAFETY: it is looked at at once.
+        let there = unsafe { INGRESS_FLOWS.get(&*key) };
+        if !there.is_some_and(|there| is_alive(there, now)) {
+            break;
+        }
+        tries += 1;
+        if tries == TRIES {
+            return None;
+        }
+    }
+    INGRESS_FLOWS.insert(&*key, &*flow, 0).ok()?;
+    pending.to = key.reversed();
+    pending.state = NEW;
+    Some(())
+}
+
+/// Any of some ports, in network order.
+#[inline(always)]
+fn port_of(first: u16, count: u16) -> u16 {
+    // SAFETY: a helper without arguments.
+    let random = unsafe { bpf_get_prandom_u32() } % u32::from(count);
+    (first + random as u16).to_be()
+}
+
+#[inline(always)]
+fn receiver(tuple: &Tuple) -> Destination {
+    Destination {
+        address: tuple.destination,
+        port: tuple.destination_port,
+        padding: 0,
+    }
+}
+
+#[inline(always)]
+fn same_tuple(a: &Tuple, b: &Tuple) -> bool {
+    same(&a.source, &b.source)
+        && same(&a.destination, &b.destination)
+        && a.source_port == b.source_port
+        && a.destination_port == b.destination_port
+        && a.protocol == b.protocol
+}

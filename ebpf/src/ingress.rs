@@ -1,0 +1,148 @@
+//! A packet comes in at a device: to a Service's back end instead of the Service, or to a client instead of the node.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use proxyd_ebpf_common::{
+    ANYWHERE, Choice, Destination, FIRST_LOCAL, Frontend, FrontendKey, GUARDED, HERE,
+    LOCAL_OUTSIDE, MASQUERADE_ALL, MASQUERADE_OUTSIDE, NetworkKey, SourceKey, Tuple,
+};
+
+use crate::address::same;
+use crate::flow::{begin, goes_on, touch};
+use crate::frontend::{List, find, is_allowed, pick, recall};
+use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
+use crate::packet::parse;
+use crate::rewrite::rewrite;
+use crate::work::{Direction, work};
+use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
+
+#[classifier]
+pub fn proxyd_in(ctx: TcContext) -> i32 {
+    take(&ctx, ETHERNET).unwrap_or(UNSPEC)
+}
+
+#[classifier]
+pub fn proxyd_in_l3(ctx: TcContext) -> i32 {
+    take(&ctx, NO_LINK_LAYER).unwrap_or(UNSPEC)
+}
+
+/// `None`: the packet is left as it is.
+#[inline(always)]
+fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
+    let work = work(Direction::In)?;
+    parse(ctx, l3, &mut work.packet)?;
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    if let Some(flow) = INGRESS_FLOWS.get_ptr_mut(&work.packet.tuple) {
+        // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
+        let flow = unsafe { &mut *flow };
+        if goes_on(flow, &work.packet, now) {
+            touch(flow, &work.packet, now);
+            return Some(sent(rewrite(ctx, &work.packet, &flow.to)));
+        }
+    }
+    if !work.packet.may_begin() {
+        return None;
+    }
+    let tuple = &work.packet.tuple;
+    let called = Destination {
+        address: tuple.destination,
+        port: tuple.destination_port,
+        padding: 0,
+    };
+    let (key, frontend) = find(tuple.protocol, &called, || false)?;
+    if frontend.flags & GUARDED != 0 && !is_allowed(&key, &tuple.source) {
+        return Some(SHOT);
+    }
+    let is_pod = is_pod(ctx, &tuple.source);
+    let Some(backend) = choose(&key, &frontend, tuple, (is_pod, now)) else {
+        return Some(SHOT);
+    };
+    let masqueraded = frontend.flags & MASQUERADE_ALL != 0
+        || (frontend.flags & MASQUERADE_OUTSIDE != 0 && !is_pod && knows_pods(work.packet.is_v4))
+        || same(&backend.address, &tuple.source);
+    if begin(work, &key, &backend, (masqueraded, now)).is_none() {
+        return Some(SHOT);
+    }
+    Some(sent(rewrite(ctx, &work.packet, &work.flow.to)))
+}
+
+/// What becomes of a packet that was changed, or was to be.
+#[inline(always)]
+pub fn sent(result: Result<(), i64>) -> i32 {
+    if result.is_ok() { UNSPEC } else { SHOT }
+}
+
+/// The back end of a new connection; `None`: the policy allows none.
+#[inline(always)]
+fn choose(
+    key: &FrontendKey,
+    frontend: &Frontend,
+    tuple: &Tuple,
+    (is_pod, now): (bool, u64),
+) -> Option<Destination> {
+    let is_local = frontend.flags & LOCAL_OUTSIDE != 0 && !is_pod;
+    let list = |frontend: &Frontend| list(frontend, is_local);
+    if frontend.affinity_seconds == 0 {
+        return pick(key, list(frontend), list);
+    }
+    let client = SourceKey {
+        source: tuple.source,
+        frontend: *key,
+        padding: 0,
+    };
+    let wanted = if is_local { HERE } else { ANYWHERE };
+    // SAFETY: the value is copied at once.
+    let choice = unsafe { SOURCE_AFFINITY.get(client) }.copied();
+    let limits = (frontend.affinity_seconds, wanted);
+    let backend = match choice.and_then(|choice| recall(&choice, now, key, limits)) {
+        Some(backend) => backend,
+        None => pick(key, list(frontend), list)?,
+    };
+    let choice = Choice {
+        used_at: now,
+        backend,
+        padding: 0,
+    };
+    // Nothing is lost but the client's affinity if that fails.
+    let _ = SOURCE_AFFINITY.insert(client, choice, 0);
+    Some(backend)
+}
+
+#[inline(always)]
+fn list(frontend: &Frontend, is_local: bool) -> List {
+    if is_local {
+        List {
+            first: FIRST_LOCAL,
+            count: frontend.local,
+        }
+    } else {
+        List {
+            first: 0,
+            count: frontend.count,
+        }
+    }
+}
+
+#[inline(always)]
+fn knows_pods(is_v4: bool) -> bool {
+    let Some(settings) = SETTINGS.get(0) else {
+        return false;
+    };
+    let [v4, v6] = settings.knows_pods;
+    let knows = if is_v4 { v4 } else { v6 };
+    knows != 0
+}
+
+#[inline(always)]
+fn is_pod(ctx: &TcContext, source: &[u8; 16]) -> bool {
+    // SAFETY: the kernel gives a valid context.
+    let device = unsafe { (*ctx.skb.skb).ifindex };
+    // SAFETY: the value is looked at at once.
+    let has_pods = unsafe { DEVICES.get(device) }.is_some_and(|device| device.has_pods != 0);
+    let address = NetworkKey { address: *source };
+    let bits = 8 * size_of::<NetworkKey>() as u32;
+    has_pods || POD_NETWORKS.get(&Key::new(bits, address)).is_some()
+}
