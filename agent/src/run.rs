@@ -75,6 +75,10 @@ pub enum RunError {
 /// What makes it impossible to begin. Later failures are logged and tried again.
 pub fn agent(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
+    if config.backend == Backend::Ebpf {
+        // Before anything is changed: what the machine lacks does not come by itself.
+        ebpf::check(&config.places)?;
+    }
     let mut nft = Nft::new(&config.skeleton)?;
     // The one failure that trying again does not mend; all others are tried again by the loop.
     nft.check()?;
