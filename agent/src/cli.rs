@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser};
 
 use crate::dataplane::Backend;
+use crate::dry_run::Output;
 pub use ignored::Ignored;
 
 /// A Kubernetes service proxy: keeps the nftables rules of one node right, so that connections to Services
@@ -25,6 +26,19 @@ pub struct Cli {
     /// --manifests no root is needed. Exits with 1 if part of the input was refused
     #[arg(long)]
     pub dry_run: bool,
+
+    /// How --dry-run prints. text: the rules, and with --backend ebpf what the BPF maps hold, as comments; json:
+    /// what the BPF maps hold, with --backend ebpf only
+    #[arg(
+        short,
+        long,
+        requires = "dry_run",
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t = Output::Text,
+        hide_possible_values = true
+    )]
+    pub output: Output,
 
     /// Remove proxyd's rules, and nothing else, and exit
     #[arg(

@@ -1,4 +1,4 @@
-//! The dry run: API objects → the complete rule set as commented text.
+//! The dry run: API objects → the complete rule set as commented text, or what the BPF maps hold as JSON.
 //!
 //! Pure. Each Service's elements stand under its name; Services that have no rules on purpose are listed with
 //! what DNS answers for them. The same objects give the same bytes, in whatever order they came.
@@ -9,8 +9,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
+use serde::Serialize;
+
+use crate::dataplane::Backend;
+use crate::dataplane::ebpf::render::Maps;
 use crate::dataplane::nft::{Skeleton, SkeletonConfig, render};
-use crate::dataplane::{Backend, ebpf};
 use crate::diff::{Held, diff};
 use crate::model::translate::Objects;
 use crate::model::{Complaint, Family, Frontend, ObjectName, Parsed, Scope, Service, Snapshot};
@@ -27,16 +30,27 @@ pub struct Settings<'a> {
     pub skeleton: &'a SkeletonConfig,
     /// What balances.
     pub backend: Backend,
+    /// What to print. JSON is of the BPF maps alone, whatever balances.
+    pub output: Output,
     /// The addresses of this machine.
     pub host_addresses: BTreeSet<IpAddr>,
     /// What could not be read, for readers of the text.
     pub unread: Vec<String>,
 }
 
+/// How the dry run is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// The rules as text for `nft -f`, and behind them, as comments, what the BPF maps of --backend ebpf hold.
+    Text,
+    /// What the BPF maps of --backend ebpf hold, as one document.
+    Json,
+}
+
 /// What the dry run came to.
 #[derive(Debug)]
 pub struct DryRun {
-    /// The text, for `nft -f`.
+    /// What to print.
     pub text: String,
     /// What is not served.
     pub notes: Vec<Note>,
@@ -71,39 +85,74 @@ pub fn dry_run(objects: &Objects, settings: &Settings<'_>) -> DryRun {
     snapshot.set_host_addresses(settings.host_addresses.clone());
     notes.sort();
 
+    DryRun {
+        text: match settings.output {
+            Output::Text => as_text(objects, &snapshot, settings, &notes),
+            Output::Json => as_json(&snapshot, settings),
+        },
+        notes,
+        is_empty: objects.services.is_empty(),
+    }
+}
+
+fn as_text(
+    objects: &Objects,
+    snapshot: &Snapshot,
+    settings: &Settings<'_>,
+    notes: &[Note],
+) -> String {
     let mut text = String::new();
-    for line in explain::heading(objects, &snapshot, settings) {
+    for line in explain::heading(objects, snapshot, settings) {
         comment(&mut text, &line);
     }
     for unread in &settings.unread {
         comment(&mut text, &format!("Note: {unread}"));
     }
-    for note in &notes {
+    for note in notes {
         comment(&mut text, &format!("Note: {note}"));
     }
     for family in Family::ALL {
         let skeleton = Skeleton::new(family, settings.skeleton);
-        let tables = plan::tables(&snapshot, settings.plan, family, &Scope::All);
+        let tables = plan::tables(snapshot, settings.plan, family, &Scope::All);
         text += "\n";
         text += &render::program(&skeleton, &diff(&Held::default(), &tables, &Scope::All));
         node_elements(&mut text, &skeleton, &tables);
         for service in snapshot.services() {
-            service_elements(&mut text, &skeleton, &snapshot, &tables, service);
+            service_elements(&mut text, &skeleton, snapshot, &tables, service);
         }
         if settings.backend == Backend::Ebpf {
-            let mut held = Held::default();
-            held.apply(&diff(&held, &tables, &Scope::All));
             text.push('\n');
-            for line in ebpf::render::maps(family, &held) {
+            for line in maps(family, &tables).lines() {
                 comment(&mut text, &line);
             }
         }
     }
-    DryRun {
-        text,
-        notes,
-        is_empty: objects.services.is_empty(),
+    text
+}
+
+/// What the BPF maps hold, as JSON.
+fn as_json(snapshot: &Snapshot, settings: &Settings<'_>) -> String {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        node: &'a str,
+        families: [Maps; 2],
     }
+    let document = Document {
+        node: settings.node_name,
+        families: Family::ALL.map(|family| {
+            let tables = plan::tables(snapshot, settings.plan, family, &Scope::All);
+            maps(family, &tables)
+        }),
+    };
+    let text = serde_json::to_string_pretty(&document);
+    text.expect("all its keys are strings") + "\n"
+}
+
+/// What the BPF maps hold beside these tables.
+fn maps(family: Family, tables: &Tables) -> Maps {
+    let mut held = Held::default();
+    held.apply(&diff(&held, tables, &Scope::All));
+    Maps::of(family, &held)
 }
 
 fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> Vec<T> {

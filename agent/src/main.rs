@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use proxyd::cli::Cli;
 use proxyd::config::{Config, Mode};
+use proxyd::dry_run::Output;
 use proxyd::run::{self, RunError};
 use proxyd::source::manifests::ManifestError;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let result = match config.mode {
         Mode::Agent => run::agent(&config).map(|()| ExitCode::SUCCESS),
         Mode::Cleanup => run::cleanup(&config).map(|()| ExitCode::SUCCESS),
-        Mode::DryRun => dry_run(&config),
+        Mode::DryRun(output) => dry_run(&config, output),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
@@ -35,8 +36,8 @@ fn main() -> ExitCode {
 }
 
 /// Prints the rules, and to standard error what is not served. A failure if any input was refused.
-fn dry_run(config: &Config) -> Result<ExitCode, RunError> {
-    let (dry_run, errors) = run::plan_once(config)?;
+fn dry_run(config: &Config, output: Output) -> Result<ExitCode, RunError> {
+    let (dry_run, errors) = run::plan_once(config, output)?;
     for error in &errors {
         let level = if error.is_refusal() { "error" } else { "note" };
         eprintln!("{level}: {error}");

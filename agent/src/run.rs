@@ -16,7 +16,7 @@ use crate::config::{Config, SourceConfig};
 use crate::dataplane::ebpf::{self, Ebpf};
 use crate::dataplane::nft::Nft;
 use crate::dataplane::{Backend, Dataplane, DataplaneError};
-use crate::dry_run::{DryRun, Settings, dry_run};
+use crate::dry_run::{DryRun, Output, Settings, dry_run};
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::host::addresses::{self, AddressError};
@@ -75,6 +75,10 @@ pub enum RunError {
 /// What makes it impossible to begin. Later failures are logged and tried again.
 pub fn agent(config: &Config) -> Result<(), RunError> {
     let started = Instant::now();
+    if config.backend == Backend::Ebpf {
+        // Before anything is changed: what the machine lacks does not come by itself.
+        ebpf::check(&config.places)?;
+    }
     let mut nft = Nft::new(&config.skeleton)?;
     // The one failure that trying again does not mend; all others are tried again by the loop.
     nft.check()?;
@@ -215,7 +219,10 @@ pub fn cleanup(config: &Config) -> Result<(), RunError> {
 ///
 /// # Errors
 /// That the API server or the machine's addresses cannot be read.
-pub fn plan_once(config: &Config) -> Result<(DryRun, Vec<ManifestError>), RunError> {
+pub fn plan_once(
+    config: &Config,
+    output: Output,
+) -> Result<(DryRun, Vec<ManifestError>), RunError> {
     let runtime = runtime()?;
     let (objects, errors) = match &config.source {
         SourceConfig::Manifests(paths) => Manifests::at(paths)?.read(),
@@ -241,6 +248,7 @@ pub fn plan_once(config: &Config) -> Result<(DryRun, Vec<ManifestError>), RunErr
         plan: &config.plan,
         skeleton: &config.skeleton,
         backend: config.backend,
+        output,
         host_addresses,
         unread: errors.iter().map(ToString::to_string).collect(),
     };

@@ -6,12 +6,13 @@
 )]
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use proxyd_tests::agent::nft;
+use proxyd_tests::agent::{Agent, nft};
 use proxyd_tests::cluster::{Cluster, Host, Pod};
 use proxyd_tests::http::get;
 use proxyd_tests::netns::Netns;
@@ -333,34 +334,122 @@ fn cleanup_leaves_nothing() {
     assert!(answer.is_err(), "{answer:?}");
 }
 
+/// A program that anybody can run, and an empty directory of manifests: what is built may lie where only its owner reads.
+fn program_for_anybody() -> (tempfile::TempDir, String, [String; 4]) {
+    let directory = tempfile::tempdir().unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(directory.path(), mode).unwrap();
+    let program = directory.path().join("proxyd");
+    fs::copy(proxyd_tests::agent::binary(), &program).unwrap();
+    let manifests = directory.path().join("manifests");
+    fs::create_dir(&manifests).unwrap();
+    let args = ["--hostname-override", "n", "--manifests", text(&manifests)].map(str::to_owned);
+    (directory, text(&program).to_owned(), args)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
 #[test]
-fn what_the_machine_lacks_is_said_and_nothing_is_changed() {
+fn what_the_machine_lacks_is_said_in_one_message_and_nothing_is_changed() {
+    let (directory, program, own) = program_for_anybody();
     let node = Netns::new().unwrap();
-    let binary = proxyd_tests::agent::binary();
-    let manifests = tempfile::tempdir().unwrap();
-    let run = |cgroup: &Path, pins: &Path| {
-        let own = [
-            "--hostname-override",
-            "n",
-            "--manifests",
-            manifests.path().to_str().unwrap(),
-        ];
-        let backend = ["--backend", "ebpf", "--cgroup", cgroup.to_str().unwrap()];
-        let pins = ["--bpf-path", pins.to_str().unwrap()];
-        let output = node
-            .run(&binary, &[&own[..], &backend, &pins].concat(), "")
-            .unwrap();
-        assert_eq!(output.status.code(), Some(1), "{output:?}");
-        String::from_utf8(output.stderr).unwrap()
-    };
-    let elsewhere = manifests.path().join("pins");
-    let said = run(manifests.path(), &elsewhere);
-    assert!(said.contains("not a directory of cgroup v2"), "{said}");
     let sockets = Sockets::of(&[]);
-    let args = sockets.args();
-    let said = run(Path::new(args[3]), &elsewhere);
-    assert!(said.contains("not in a BPF filesystem"), "{said}");
-    assert!(!elsewhere.exists(), "nothing is left");
+    let cgroup = Path::new(sockets.args()[3]).to_owned();
+    let elsewhere = directory.path().join("pins");
+    // Who runs it (nothing: root), where, and what is said.
+    let check = |by: &[&str], cgroup: &Path, pins: &Path, expected: &[&str]| {
+        let own = own.iter().map(String::as_str);
+        let places = ["--cgroup", text(cgroup), "--bpf-path", text(pins)];
+        let args = by.iter().copied().chain([program.as_str()]).chain(own);
+        let args = args.chain(["--backend", "ebpf"]).chain(places);
+        let args: Vec<&str> = args.collect();
+        let output = node.run("env", &args, "").unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        for part in expected {
+            assert!(said.contains(part), "{part:?}: {said}");
+        }
+        // What is not pinned went with the process.
+        assert!(!pins.exists(), "{said}");
+        assert_eq!(nft(&node, &["list", "tables"], ""), "");
+    };
+    let not_v2 = "is not a directory of cgroup v2";
+    let not_bpf = "is not in a BPF filesystem";
+    let alternative = "; --backend nftables needs none of that\n";
+    let everything = [not_v2, not_bpf, alternative];
+    check(&[], directory.path(), &elsewhere, &everything);
+    check(
+        &[],
+        directory.path(),
+        sockets.pins(),
+        &[not_v2, alternative],
+    );
+    check(&[], &cgroup, &elsewhere, &[not_bpf, alternative]);
+
+    let of_root = sockets.pins();
+    fs::create_dir(of_root).unwrap();
+    let pins = of_root.join("pins");
+    let nobody = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    let expected = [
+        "error: --backend ebpf cannot be had: user 65534 has no CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN (run proxyd as root",
+        &format!("{} cannot be written to: Permission denied", text(of_root)),
+        "; --backend nftables needs none of that but CAP_NET_ADMIN\n",
+    ];
+    check(&nobody, &cgroup, &pins, &expected);
+    let few = [
+        "setpriv",
+        "--bounding-set=-all,+bpf,+net_admin",
+        "--inh-caps=-all",
+    ];
+    let expected = ["user 0 has no CAP_PERFMON (run proxyd", alternative];
+    check(&few, &cgroup, &pins, &expected);
+    let without_sys = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        "umount -l /sys && exec \"$@\"",
+        "sh",
+    ];
+    let expected = [
+        "has no BTF at /sys/kernel/btf/vmlinux",
+        "use Linux 5.15 or later",
+        not_v2,
+        alternative,
+    ];
+    check(&without_sys, &cgroup, &pins, &expected);
+    let in_user_namespace = ["unshare", "--user", "--map-root-user", "--net"];
+    let expected = ["proxyd is in a user namespace", alternative];
+    check(&in_user_namespace, &cgroup, &pins, &expected);
+}
+
+#[test]
+fn three_capabilities_are_enough() {
+    let (_directory, program, own) = program_for_anybody();
+    let node = Netns::new().unwrap();
+    let sockets = Sockets::of(&[]);
+    let only = [
+        "--bounding-set=-all,+bpf,+perfmon,+net_admin",
+        "--inh-caps=-all",
+    ];
+    let args = only.into_iter().chain([program.as_str()]);
+    let args: Vec<&str> = args
+        .chain(own.iter().map(String::as_str))
+        .chain(sockets.args())
+        .collect();
+    let agent = Agent::start_binary("setpriv", &node, &args);
+    agent.wait_for_log("in sync", PATIENCE);
+    let pinned = fs::read_dir(sockets.pins().join("links")).unwrap();
+    assert_eq!(pinned.count(), 8);
+    agent.terminate();
 }
 
 fn udp(ip: IpAddr) -> UdpSocket {

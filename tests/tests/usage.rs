@@ -7,7 +7,7 @@ use proxyd_tests::agent::{Agent, binary, nft, run_once};
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, list, service};
 use proxyd_tests::world::PATIENCE;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/examples");
 
@@ -55,6 +55,61 @@ fn bad_input_is_told_and_costs_only_itself() {
 }
 
 #[test]
+fn maps_are_printed_as_json_and_bad_objects_told_beside() {
+    let netns = Netns::new().unwrap();
+    let base = [
+        "--dry-run",
+        "--hostname-override",
+        "node-1",
+        "--backend",
+        "ebpf",
+        "--manifests",
+    ];
+    let run = |more: &[&str], stdin: &str| {
+        let output = netns.run(&binary(), &[&base[..], more].concat(), stdin);
+        let output = output.unwrap();
+        let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+        (output.status.code(), text(&output), stdout)
+    };
+    let (status, said, printed) = run(&[EXAMPLES, "-o", "json"], "");
+    assert_eq!((status, said.as_str()), (Some(0), ""));
+    assert_eq!(run(&[EXAMPLES, "--output=json"], "").2, printed);
+    let document: Value = serde_json::from_str(&printed).unwrap();
+    let (_, _, rules) = run(&[EXAMPLES, "-o", "text"], "");
+    assert_eq!(run(&[EXAMPLES], "").2, rules);
+    let has = |line: String| assert!(rules.lines().any(|l| l == line), "{line:?} in {rules}");
+    let mut count = 0;
+    for frontend in document["families"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|family| family["frontends"].as_array().unwrap())
+    {
+        for backend in frontend["backends"].as_array().unwrap() {
+            let ip = backend["address"].as_str().unwrap().parse().unwrap();
+            let port = backend["port"].as_u64().unwrap().try_into().unwrap();
+            let to = std::net::SocketAddr::new(ip, port);
+            has(format!("#     {} → {to}", backend["index"]));
+            count += 1;
+        }
+    }
+    assert!(count > 5, "{printed}");
+
+    let odd = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": { "name": "odd" },
+        "spec": { "clusterIP": "10.96.0.3", "ports": [{ "name": "a", "port": 0 }] },
+    });
+    let (status, said, printed) = run(&["-", "-o", "json"], &odd.to_string());
+    assert_eq!(status, Some(1));
+    assert!(
+        said.contains("error: Service default/odd: spec.ports[0].port: 0 is not a port number"),
+        "{said}"
+    );
+    let document: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(document["node"], "node-1");
+}
+
+#[test]
 fn wrong_usage_ends_with_2_and_a_failure_with_1() {
     let netns = Netns::new().unwrap();
     let check = |args: &[&str], status: i32, expected: &str| {
@@ -88,6 +143,21 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
         &["--manifests", "x", "--kubeconfig", "y"],
         2,
         "cannot be used with",
+    );
+    check(
+        &["--output", "json", "--backend", "ebpf"],
+        2,
+        "required arguments were not provided:\n  --dry-run",
+    );
+    check(
+        &["--dry-run", "-o", "json"],
+        2,
+        "invalid value \"json\" for --output: it shows the BPF maps, and --backend nftables has none",
+    );
+    check(
+        &["--dry-run", "-o", "yaml"],
+        2,
+        "[possible values: text, json]",
     );
     check(
         &["--dry-run", "--manifests", "/nowhere/manifests"],

@@ -78,6 +78,7 @@ fn the_objects_come_to_every_kind_of_element_and_complaint() {
             plan: &plan,
             skeleton: &skeleton,
             backend: proxyd::dataplane::Backend::Nftables,
+            output: proxyd::dry_run::Output::Text,
             host_addresses: BTreeSet::new(),
             unread: Vec::new(),
         };

@@ -7,7 +7,21 @@ use ipnet::IpNet;
 
 use super::duration;
 use super::given::{ConfigError, Given, Place};
+use crate::dataplane::Backend;
+use crate::dry_run::Output;
 use crate::plan::NodePortAddresses;
+
+/// How the dry run is printed. JSON of the rules is not on offer: what nft calls JSON holds less than the rules (it has no
+/// `typeof` of a map's key), so nobody could load it.
+pub(super) fn output(output: Output, backend: Backend) -> Result<Output, ConfigError> {
+    match (output, backend) {
+        (Output::Json, Backend::Nftables) => Err(Place::Flag("output").refuse(
+            "json",
+            "it shows the BPF maps, and --backend nftables has none; its rules are text, for nft -f (-o text)",
+        )),
+        _ => Ok(output),
+    }
+}
 
 /// The name of this node: trimmed and in lower case, as kubelet and kube-proxy have it.
 pub(super) fn node_name(hostname_override: Option<&Given<String>>) -> Result<String, ConfigError> {

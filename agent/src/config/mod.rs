@@ -21,6 +21,7 @@ use crate::cli::Cli;
 use crate::dataplane::Backend;
 use crate::dataplane::ebpf::Places;
 use crate::dataplane::nft::SkeletonConfig;
+use crate::dry_run::Output;
 use crate::host::sysctl::ConntrackConfig;
 use crate::http::{health, metrics_server};
 use crate::plan::PlanConfig;
@@ -60,8 +61,8 @@ pub struct Config {
 pub enum Mode {
     /// Keep the rules right until told to stop.
     Agent,
-    /// Print the rules.
-    DryRun,
+    /// Print the rules, or what they come to.
+    DryRun(Output),
     /// Remove the rules.
     Cleanup,
 }
@@ -100,7 +101,7 @@ impl Config {
     /// That the file cannot be used, or the first setting that cannot.
     pub fn from_cli(mut cli: Cli) -> Result<Self, ConfigError> {
         let mode = match (cli.dry_run, cli.cleanup) {
-            (true, _) => Mode::DryRun,
+            (true, _) => Mode::DryRun(check::output(cli.output, cli.backend.backend)?),
             (_, true) => Mode::Cleanup,
             _ => Mode::Agent,
         };

@@ -115,7 +115,7 @@ fn flags_become_configuration() {
     ])
     .unwrap();
     assert_eq!(config.node_name, "node-1");
-    assert_eq!(config.mode, Mode::DryRun);
+    assert_eq!(config.mode, Mode::DryRun(Output::Text));
     assert_eq!(
         config.plan.pod_networks,
         PodNetworks::Fixed(nets(&["10.244.0.0/16", "fd00:244::/48"]))

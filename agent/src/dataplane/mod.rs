@@ -98,10 +98,12 @@ pub enum DataplaneError {
         source: std::io::Error,
     },
     /// The machine lacks what the eBPF back end needs.
-    #[error("--backend ebpf cannot be had: {what}; --backend nftables needs none of that")]
+    #[error("--backend ebpf cannot be had: {what}; --backend nftables {alternative}")]
     Lacking {
-        /// What it lacks.
-        what: &'static str,
+        /// What it lacks, and what to do about it.
+        what: String,
+        /// What the other back end needs of that.
+        alternative: &'static str,
     },
     /// The kernel refused something about BPF programs or their maps.
     #[error("BPF: {what}: {}", chain(source.as_ref()))]

@@ -1,5 +1,7 @@
 //! The dry run's text, as a person reads it.
 
+mod json;
+
 use expect_test::expect;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -73,10 +75,10 @@ fn objects() -> Objects {
 }
 
 fn run(objects: &Objects) -> DryRun {
-    run_on(Backend::Nftables, objects)
+    run_on(Backend::Nftables, Output::Text, objects)
 }
 
-fn run_on(backend: Backend, objects: &Objects) -> DryRun {
+fn run_on(backend: Backend, output: Output, objects: &Objects) -> DryRun {
     let settings = Settings {
         node_name: "node-1",
         plan: &PlanConfig {
@@ -91,6 +93,7 @@ fn run_on(backend: Backend, objects: &Objects) -> DryRun {
             masquerade_bit: 14,
         },
         backend,
+        output,
         host_addresses: BTreeSet::from(["192.168.0.2".parse().unwrap()]),
         unread: Vec::new(),
     };
@@ -333,6 +336,8 @@ fn the_order_of_input_does_not_change_a_byte() {
     other.services.reverse();
     other.slices.reverse();
     assert_eq!(run(&one).text, run(&other).text);
+    let json = |objects| run_on(Backend::Ebpf, Output::Json, objects).text;
+    assert_eq!(json(&one), json(&other));
 }
 
 #[test]
@@ -466,22 +471,23 @@ fn a_front_end_says_who_gets_which_endpoints() {
 #[test]
 fn the_maps_of_the_programs_follow_the_rules() {
     let rules = run(&objects()).text;
-    let text = run_on(Backend::Ebpf, &objects()).text;
+    let text = run_on(Backend::Ebpf, Output::Text, &objects()).text;
     let maps: String = text
         .split_inclusive('\n')
         .filter(|line| !rules.contains(*line))
         .collect();
     expect![[r#"
-        # BPF maps, IPv4: sockets of this node and its pods
+        # BPF maps, IPv4
         #   127.0.0.1: NodePorts for the node itself
         #   192.168.0.2: NodePorts
-        #   NodePort 30080 tcp: back ends: 2
+        #   10.1.0.0/16: pods
+        #   NodePort 30080 tcp: back ends: 2, masqueraded
         #     0 → 10.1.0.1:8080
         #     1 → 10.1.0.2:8080
-        #   10.96.0.1:80 tcp: back ends: 2
+        #   10.96.0.1:80 tcp: back ends: 2, masqueraded for others than pods
         #     0 → 10.1.0.1:8080
         #     1 → 10.1.0.2:8080
-        # BPF maps, IPv6: sockets of this node and its pods
+        # BPF maps, IPv6
     "#]]
     .assert_eq(&maps);
 }

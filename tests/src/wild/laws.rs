@@ -54,6 +54,7 @@ pub fn check(bytes: &[u8]) {
             plan: &config,
             skeleton: &skeleton,
             backend: proxyd::dataplane::Backend::Nftables,
+            output: proxyd::dry_run::Output::Text,
             host_addresses,
             unread: Vec::new(),
         };

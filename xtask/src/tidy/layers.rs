@@ -32,6 +32,7 @@ const IO: &[&str] = &[
     "dataplane::ebpf::hooks",
     "dataplane::ebpf::links",
     "dataplane::ebpf::maps",
+    "dataplane::ebpf::probe",
     "dataplane::nft::forgetter",
     "dataplane::nft::netlink",
     "dataplane::nft::process",

@@ -12,11 +12,7 @@ use aya::maps::Array;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
-use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
-use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
-use nix::{getsockopt_impl, sockopt_impl};
 use proxyd_ebpf_common as bpf;
 
 use super::super::DataplaneError;
@@ -25,6 +21,7 @@ use super::devices::Selection;
 use super::hooks::{self, Follower, Hooks};
 use super::links::Links;
 use super::maps::Maps;
+use super::probe::{BPF_ROOT, probe};
 use crate::model::{Family, PerFamily};
 use crate::plan::Detector;
 
@@ -70,24 +67,18 @@ const MAPS: [&str; 16] = [
     "fragments",
 ];
 
-/// Where cgroup v2 is mounted, in the order in which it is looked for.
-const CGROUP_ROOTS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
-
-sockopt_impl!(
-    /// The cookie of a socket's network namespace (Linux 5.14).
-    NetnsCookie,
-    GetOnly,
-    libc::SOL_SOCKET,
-    libc::SO_NETNS_COOKIE,
-    u64
-);
-
 /// Loads and attaches all programs, in place of those of an earlier agent.
 pub(super) fn attach(
     places: &Places,
     detector: &PerFamily<Detector>,
 ) -> Result<(Maps, Links, Follower), DataplaneError> {
-    let cgroup = cgroup(places.cgroup.as_deref())?;
+    let usable = probe(places).usable()?;
+    let cgroup = fs::File::open(&usable.cgroup).map_err(|error| {
+        DataplaneError::bpf(format!("opening {}", usable.cgroup.display()), error)
+    })?;
+    if usable.is_to_mount {
+        mount_bpf()?;
+    }
     let pins = Pins::make(&places.pins)?;
     let mut loader = EbpfLoader::new();
     for name in MAPS {
@@ -97,7 +88,7 @@ pub(super) fn attach(
         .load(OBJECT)
         .map_err(|error| DataplaneError::bpf("loading the maps", error))?;
     let settings = bpf::Settings {
-        node_namespace: node_namespace()?,
+        node_namespace: usable.node_namespace,
         knows_pods: Family::ALL.map(|family| detector.get(family).knows_pods().into()),
     };
     set(&mut loaded, settings)?;
@@ -131,42 +122,11 @@ pub(super) fn detach(places: &Places) -> Result<bool, DataplaneError> {
     }
 }
 
-/// Opens the cgroup whose sockets are balanced.
-fn cgroup(given: Option<&Path>) -> Result<fs::File, DataplaneError> {
-    let is_v2 =
-        |path: &Path| statfs(path).is_ok_and(|s| s.filesystem_type() == CGROUP2_SUPER_MAGIC);
-    let path = match given {
-        Some(path) => Some(path.to_owned()),
-        None => CGROUP_ROOTS.iter().map(PathBuf::from).find(|p| is_v2(p)),
-    };
-    let path = path.ok_or_else(|| DataplaneError::Lacking {
-        what: "cgroup v2 is not mounted at /sys/fs/cgroup or /sys/fs/cgroup/unified; name a cgroup with --cgroup",
-    })?;
-    if !is_v2(&path) {
-        return Err(DataplaneError::bpf(
-            format!("--cgroup {}", path.display()),
-            "not a directory of cgroup v2",
-        ));
-    }
-    fs::File::open(&path)
-        .map_err(|error| DataplaneError::bpf(format!("opening {}", path.display()), error))
-}
-
-/// The cookie of the network namespace that the agent is in.
-fn node_namespace() -> Result<u64, DataplaneError> {
-    let socket = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    );
-    let cookie = socket.and_then(|socket| getsockopt(&socket, NetnsCookie));
-    cookie.map_err(|errno| match errno {
-        Errno::ENOPROTOOPT => DataplaneError::Lacking {
-            what: "this kernel has no cookies of network namespaces (Linux 5.14)",
-        },
-        errno => DataplaneError::bpf("asking for the network namespace", errno),
-    })
+/// Mounts a BPF filesystem where it usually is.
+fn mount_bpf() -> Result<(), DataplaneError> {
+    let (kind, flags) = (Some("bpf"), MsFlags::empty());
+    mount(kind, BPF_ROOT, kind, flags, None::<&str>)
+        .map_err(|errno| DataplaneError::bpf(format!("mounting {BPF_ROOT}"), errno))
 }
 
 fn set(loaded: &mut Ebpf, settings: bpf::Settings) -> Result<(), DataplaneError> {
@@ -195,26 +155,8 @@ fn link(
 struct Pins<'a>(&'a Path);
 
 impl<'a> Pins<'a> {
-    /// Makes it, in a BPF filesystem, which is mounted where the usual one is not.
+    /// Makes it.
     fn make(path: &'a Path) -> Result<Self, DataplaneError> {
-        let root = Path::new("/sys/fs/bpf");
-        let is_bpf = |path: &Path| statfs(path).is_ok_and(|s| s.filesystem_type() == BPF_FS_MAGIC);
-        if path.starts_with(root) && !is_bpf(root) {
-            mount(
-                Some("bpf"),
-                root,
-                Some("bpf"),
-                MsFlags::empty(),
-                None::<&str>,
-            )
-            .map_err(|errno| DataplaneError::bpf("mounting /sys/fs/bpf", errno))?;
-        }
-        if !path.ancestors().find(|p| p.exists()).is_some_and(is_bpf) {
-            return Err(DataplaneError::bpf(
-                format!("--bpf-path {}", path.display()),
-                "not in a BPF filesystem",
-            ));
-        }
         let pins = Self(path);
         for directory in [pins.links(), pins.maps()] {
             fs::create_dir_all(&directory).map_err(|error| {

@@ -13,7 +13,7 @@ use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member, Policy};
 
 /// How many bytes the key of a front end has.
-const FRONTEND_BYTES: u32 = 20;
+pub(super) const FRONTEND_BYTES: u32 = 20;
 
 /// The contents of the maps, as far as they are of interest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

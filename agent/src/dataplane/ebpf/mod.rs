@@ -1,8 +1,8 @@
 //! The eBPF back end: sockets of this node, and of its pods, are connected to back ends by BPF programs; what those leave
 //! alone goes by the nftables rules, which stand beside them with the same content.
 //!
-//! `layout` says what the maps hold, `order` in which order they are written. Only `maps`, `attach` and `links` do I/O. Needs Linux
-//! 5.15 (cookies of network namespaces) and cgroup v2; tried with 6.18.
+//! `layout` says what the maps hold, `order` in which order they are written, `needs` what a machine must have. Only `maps`,
+//! `attach`, `links` and `probe` do I/O. Tried with Linux 6.18.
 
 mod attach;
 mod devices;
@@ -10,7 +10,9 @@ mod hooks;
 mod layout;
 mod links;
 mod maps;
+mod needs;
 mod order;
+mod probe;
 pub mod render;
 
 use std::fmt;
@@ -118,6 +120,14 @@ impl Ebpf {
         *self.unfilled.get_mut(family) = false;
         Ok(())
     }
+}
+
+/// Looks whether the machine has what the programs need. Nothing is changed.
+///
+/// # Errors
+/// All that it lacks, and what to do.
+pub fn check(places: &Places) -> Result<(), DataplaneError> {
+    probe::probe(places).usable().map(drop)
 }
 
 /// Takes programs and maps away, if there are any. Sockets that were connected stay so.
