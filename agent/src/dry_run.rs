@@ -12,8 +12,8 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::dataplane::Backend;
-use crate::dataplane::ebpf::render::Maps;
-use crate::dataplane::nft::{Skeleton, SkeletonConfig, render};
+use crate::dataplane::ebpf::{self, render::Maps};
+use crate::dataplane::nft::{Duty, Skeleton, SkeletonConfig, render};
 use crate::diff::{Held, diff};
 use crate::model::translate::Objects;
 use crate::model::{Complaint, Family, Frontend, ObjectName, Parsed, Scope, Service, Snapshot};
@@ -112,8 +112,12 @@ fn as_text(
         comment(&mut text, &format!("Note: {note}"));
     }
     for family in Family::ALL {
-        let skeleton = Skeleton::new(family, settings.skeleton);
         let tables = plan::tables(snapshot, settings.plan, family, &Scope::All);
+        let duty = match settings.backend {
+            Backend::Nftables => Duty::Balance,
+            Backend::Ebpf => ebpf::duty_for(&tables),
+        };
+        let skeleton = Skeleton::with(duty, family, settings.skeleton);
         text += "\n";
         text += &render::program(&skeleton, &diff(&Held::default(), &tables, &Scope::All));
         node_elements(&mut text, &skeleton, &tables);

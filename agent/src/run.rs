@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 use crate::config::{Config, SourceConfig};
-use crate::dataplane::ebpf::{self, Ebpf};
+use crate::dataplane::ebpf::{self, Ebpf, Retiring};
 use crate::dataplane::nft::Nft;
 use crate::dataplane::{Backend, Dataplane, DataplaneError};
 use crate::dry_run::{DryRun, Output, Settings, dry_run};
@@ -131,19 +131,17 @@ fn live(
     Ok(SyncLoop::new(machine, dataplane, publisher, flows, clock).run(&receiver))
 }
 
-/// The data plane of the back end that was asked for. What the other one had beside the rules is taken away.
+/// The data plane of the back end that was asked for. What the other one had beside the rules retires.
 fn dataplane(
     config: &Config,
     nft: Nft,
     report: impl Fn(Event) -> bool + Send + Sync + 'static,
 ) -> Result<Box<dyn Dataplane>, DataplaneError> {
     match config.backend {
-        Backend::Nftables => {
-            if ebpf::detach(&config.places)? {
-                info!("the programs of --backend ebpf were removed; the rules serve alone");
-            }
-            Ok(Box::new(nft))
+        Backend::Nftables if config.places.pins.exists() => {
+            Ok(Box::new(Retiring::new(nft, &config.places)))
         }
+        Backend::Nftables => Ok(Box::new(nft)),
         Backend::Ebpf => {
             let detector = &config.skeleton.detector;
             Ok(Box::new(Ebpf::attach(

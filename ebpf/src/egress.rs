@@ -6,7 +6,7 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::PENDING;
 
-use crate::flow::{is_alive, masquerade, touch};
+use crate::flow::{masquerade, touch};
 use crate::ingress::sent;
 use crate::maps::{DEVICES, EGRESS_FLOWS};
 use crate::packet::parse;
@@ -34,7 +34,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     let flow = unsafe { &mut *flow };
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    if !is_alive(flow, now) {
+    if !flow.is_alive(now) {
         return None;
     }
     if flow.state == PENDING {

@@ -19,15 +19,10 @@ use proxyd_ebpf_common::{
 use crate::address::same;
 use crate::frontend::has;
 use crate::maps::{EGRESS_FLOWS, INGRESS_FLOWS};
-use crate::packet::{Packet, TCP, UDP};
+use crate::packet::{Packet, UDP};
 use crate::work::Work;
 
 const SECOND: u64 = 1_000_000_000;
-
-/// A connection that is not used for so long is forgotten: as kube-proxy sets it for established ones of TCP, and else as Linux'
-/// connection tracking has it.
-const ESTABLISHED_TIMEOUT: u64 = 86_400 * SECOND;
-const TIMEOUT: u64 = 120 * SECOND;
 
 /// A client that asks again within this time has not heard from the back end yet.
 const PATIENCE: u64 = 10 * SECOND;
@@ -43,22 +38,10 @@ const NO_FRONTEND: FrontendKey = FrontendKey {
     kind: AT_ADDRESS,
 };
 
-/// Whether what is remembered still counts.
-#[inline(always)]
-pub fn is_alive(flow: &Flow, now: u64) -> bool {
-    let is_long = flow.to.protocol == TCP && flow.state == ESTABLISHED;
-    let timeout = if is_long {
-        ESTABLISHED_TIMEOUT
-    } else {
-        TIMEOUT
-    };
-    now.saturating_sub(flow.used_at) < timeout
-}
-
 /// Whether a packet that came in goes where those before it went.
 #[inline(always)]
 pub fn goes_on(flow: &Flow, packet: &Packet, now: u64) -> bool {
-    if !is_alive(flow, now) {
+    if !flow.is_alive(now) {
         return false;
     }
     if packet.is_error() {
@@ -136,12 +119,36 @@ pub fn begin(
 fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
     // SAFETY: it is looked at at once.
     if let Some(there) = unsafe { EGRESS_FLOWS.get(key) }
-        && is_alive(there, now)
+        && there.is_alive(now)
         && !same_tuple(&there.to, &flow.to)
     {
         return false;
     }
     EGRESS_FLOWS.insert(key, flow, 0).is_ok()
+}
+
+/// Makes way for a connection that no front end has: the client may have talked to the same receiver by a front end, from the same
+/// port, whose answers get another sender. That is forgotten if it is over, or, for UDP, was not used lately.
+#[inline(always)]
+pub fn make_way(work: &mut Work, now: u64) {
+    let Work { packet, key, .. } = work;
+    *key = packet.tuple.reversed();
+    // SAFETY: it is copied at once.
+    let Some(answers) = (unsafe { EGRESS_FLOWS.get(&*key) }).copied() else {
+        return;
+    };
+    if packet.tuple.protocol != UDP && answers.state != CLOSING {
+        return;
+    }
+    let called = answers.to.reversed();
+    // SAFETY: it is looked at at once.
+    let flow = unsafe { INGRESS_FLOWS.get(called) };
+    // This may be its own packet, translated at another device.
+    let is_used = flow.is_some_and(|flow| now.saturating_sub(flow.used_at) < SECOND);
+    if !is_used {
+        let _ = EGRESS_FLOWS.remove(&*key);
+        let _ = INGRESS_FLOWS.remove(called);
+    }
 }
 
 /// Chooses a port of the node for a connection that is to be masqueraded, whose first packet goes out. `None`: none is left.
@@ -161,7 +168,7 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &[u8; 16], now: u64
         key.destination_port = port_of(first, count);
         // SAFETY: it is looked at at once.
         let there = unsafe { INGRESS_FLOWS.get(&*key) };
-        if !there.is_some_and(|there| is_alive(there, now)) {
+        if !there.is_some_and(|there| there.is_alive(now)) {
             break;
         }
         tries += 1;

@@ -10,7 +10,7 @@ use proxyd_ebpf_common::{
 };
 
 use crate::address::same;
-use crate::flow::{begin, goes_on, touch};
+use crate::flow::{begin, goes_on, make_way, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::parse;
@@ -52,7 +52,10 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         port: tuple.destination_port,
         padding: 0,
     };
-    let (key, frontend) = find(tuple.protocol, &called, || false)?;
+    let Some((key, frontend)) = find(tuple.protocol, &called, || false) else {
+        make_way(work, now);
+        return None;
+    };
     if frontend.flags & GUARDED != 0 && !is_allowed(&key, &tuple.source) {
         return Some(SHOT);
     }

@@ -1,9 +1,9 @@
 //! Packet-flow tables: the specification of what happens to a connection, as text that people read.
 //!
-//! Every row runs three times: a tracer walks the packet through the tables that the agent plans, and real connections
-//! go, between network namespaces, through the rules that it programs, and through its BPF programs beside these. The
-//! address that the server saw proves masquerade or its absence. [`table`] says how a table is read, and [`Via`] what the
-//! back ends show differently.
+//! Every row runs four times: a tracer walks the packet through the tables that the agent plans, and real connections
+//! go, between network namespaces, through the rules that it programs, through its BPF programs at devices, and through those where
+//! sockets connect. The address that the server saw proves masquerade or its absence. [`table`] says how a table is read, and
+//! [`Via`] what is shown differently.
 
 pub mod call;
 pub mod cast;
@@ -79,6 +79,23 @@ impl Stage {
         self.again(Some(services), args)
     }
 
+    /// Ends the agent, takes its programs away and starts another one with the same objects.
+    #[must_use]
+    fn restart_without(self, sockets: Sockets, args: &[&str]) -> Self {
+        let Self {
+            cast,
+            agent,
+            manifests,
+        } = self;
+        agent.terminate();
+        drop(sockets);
+        Self {
+            agent: world::start_agent(&cast.cluster.node1.host, &manifests, args),
+            cast,
+            manifests,
+        }
+    }
+
     fn again(self, services: Option<&[Svc]>, args: &[&str]) -> Self {
         let Self {
             cast,
@@ -102,7 +119,9 @@ impl Stage {
 pub enum Via {
     /// The rules of `--backend nftables`.
     Rules,
-    /// The programs of `--backend ebpf`, and the rules beside them. The same endpoints are reached; but a client on
+    /// The programs of `--backend ebpf` at devices, which see no client's socket. Those of node-1 itself are not served so.
+    Devices,
+    /// All programs of `--backend ebpf`. The same endpoints are reached; but a client on
     /// node-1 whose socket was balanced keeps its own address, also where rules would have to masquerade: its
     /// packets carry the endpoint's address from the start, so replies find their way back. And NodePorts are at
     /// 127.0.0.1 for node-1 itself, since nothing has to be routed there.
@@ -131,6 +150,8 @@ pub struct Scene<'a> {
     pub rows: Vec<Row>,
     /// Which families are looked at, if not both: 0 is IPv4, 1 is IPv6.
     pub family: Option<usize>,
+    /// Whether SCTP is there beside programs too, for which rules balance.
+    pub sctp_beside: bool,
 }
 
 impl<'a> Scene<'a> {
@@ -178,10 +199,18 @@ impl<'a> Scene<'a> {
         let untouched = self.untouched(&cast);
         let mut stage = Stage::new(cast, &objects, self.args);
         let mut wrong = self.wrong(&stage.cast, Via::Rules, &planned, &untouched);
-        let sockets = Sockets::of(&stage.cast.namespaces_here());
-        // What it remembers of the calls above would have later ones get other ports, between our programs.
+        if !self.sctp_beside {
+            service::remove_sctp(&mut objects);
+            stage.write_objects(&objects);
+        }
+        // Rules would stay for what they translated.
         stage.cast.cluster.node1.host.netns.forget_connections();
-        stage = stage.restart(&[self.args, &sockets.args()].concat());
+        let nobodys = Sockets::of(&[]);
+        stage = stage.restart(&[self.args, &nobodys.args()].concat());
+        wrong.extend(self.wrong(&stage.cast, Via::Devices, &planned, &untouched));
+        let sockets = Sockets::of(&stage.cast.namespaces_here());
+        // Programs are detached one after the other, a moment later: two sets of them must not do a part each.
+        stage = stage.restart_without(nobodys, &[self.args, &sockets.args()].concat());
         wrong.extend(self.wrong(&stage.cast, Via::Programs, &planned, &untouched));
         assert!(
             wrong.is_empty(),
@@ -231,6 +260,11 @@ impl<'a> Scene<'a> {
         call.protocol != Protocol::Sctp
             && Cast::is_here(&row.from)
             && (row.from == "node-1" || !asks_for_source)
+    }
+
+    /// Whether a call is of a protocol that is not there beside programs.
+    fn is_absent(&self, call: &Call) -> bool {
+        call.protocol == Protocol::Sctp && !self.sctp_beside
     }
 
     /// What is asked, and what comes of it, by the programs.
@@ -306,6 +340,14 @@ impl<'a> Scene<'a> {
         } = before;
         let mut wrong = Vec::new();
         for call in self.calls(cast, row) {
+            let is_left = match via {
+                Via::Rules => false,
+                Via::Devices => row.from == "node-1" || self.is_absent(&call),
+                Via::Programs => self.is_absent(&call),
+            };
+            if is_left {
+                continue;
+            }
             let what = format!(
                 "{} → {} of {} ({} {}) should be {}",
                 row.from, row.to, row.service, call.to, call.protocol, row.expected
@@ -317,7 +359,7 @@ impl<'a> Scene<'a> {
             }
             let keeps_source = via == Via::Programs && self.is_balanced(row, &call);
             let (call, expected) = match via {
-                Via::Rules => (call, row.expected.clone()),
+                Via::Rules | Via::Devices => (call, row.expected.clone()),
                 Via::Programs => self.by_programs(row, &call),
             };
             let real = real::check(cast, &call, (&expected, keeps_source), untouched).err();

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::TimeVal;
 
-use crate::model::{Family, PerFamily};
+use crate::model::{Family, PerFamily, Protocol};
 use crate::plan::Flow;
 use codec::Answer;
 
@@ -109,7 +109,7 @@ impl Steps for Walk {
         let mut ended = None;
         for (_, answer) in codec::answers(&self.buffer) {
             match answer {
-                Answer::Flow(entry) => {
+                Answer::Flow(entry) if entry.protocol == Protocol::Udp => {
                     counts.seen += 1;
                     if is_stale(&entry.flow) {
                         self.sequence = self.sequence.wrapping_add(1);
@@ -120,7 +120,7 @@ impl Steps for Walk {
                     }
                 }
                 Answer::End(number) => ended = Some(number),
-                Answer::Other => (),
+                Answer::Flow(_) | Answer::Other => (),
             }
             if pending == DELETIONS {
                 commit(&self.deletions, &mut requests, pending)?;
@@ -132,6 +132,27 @@ impl Steps for Walk {
         match ended.filter(|number| *number != 0) {
             None => Ok(Some(counts)),
             Some(number) => Err(ConntrackError::List(error(number))),
+        }
+    }
+}
+
+/// Whether any flow of TCP or UDP is one of those.
+///
+/// # Errors
+/// Why flows could not be read.
+pub fn any(is_one: impl Fn(Protocol, &Flow) -> bool) -> Result<bool, ConntrackError> {
+    let socket = open()?;
+    socket.send(&codec::dump(1), 0)?;
+    let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
+    loop {
+        receive(&socket, &mut buffer)?;
+        for (_, answer) in codec::answers(&buffer) {
+            match answer {
+                Answer::Flow(entry) if is_one(entry.protocol, &entry.flow) => return Ok(true),
+                Answer::End(0) => return Ok(false),
+                Answer::End(number) => return Err(ConntrackError::List(error(number))),
+                Answer::Flow(_) | Answer::Other => (),
+            }
         }
     }
 }

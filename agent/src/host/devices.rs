@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType};
+use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::time::timeout;
@@ -37,6 +37,8 @@ pub struct Device {
     pub has_routes: bool,
     /// Whether a default route leads there.
     pub has_default_route: bool,
+    /// The index of the bridge that it is a port of.
+    pub bridge: Option<u32>,
     /// The node's address there, the first one that other machines may reach.
     pub addresses: PerFamily<Option<IpAddr>>,
 }
@@ -89,14 +91,18 @@ async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {
     let mut devices = BTreeMap::new();
     let mut links = handle.link().get().execute();
     while let Some(link) = links.try_next().await? {
-        let name = link
-            .attributes
-            .into_iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name),
-                _ => None,
-            });
         let kind = link.header.link_layer_type;
+        let (mut name, mut controller, mut is_bridge_port) = (None, None, false);
+        for attribute in link.attributes {
+            match attribute {
+                LinkAttribute::IfName(value) => name = Some(value),
+                LinkAttribute::Controller(index) => controller = Some(index),
+                LinkAttribute::LinkInfo(infos) => {
+                    is_bridge_port = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
+                }
+                _ => {}
+            }
+        }
         if let Some(name) = name
             && kind != LinkLayerType::Loopback
         {
@@ -106,6 +112,7 @@ async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {
                 is_ethernet: kind == LinkLayerType::Ether,
                 has_routes: false,
                 has_default_route: false,
+                bridge: controller.filter(|_| is_bridge_port),
                 addresses: PerFamily::from_fn(|_| None),
             };
             devices.insert(device.index, device);

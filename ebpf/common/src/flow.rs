@@ -52,6 +52,28 @@ pub struct Flow {
     pub padding: [u8; 3],
 }
 
+/// A connection that is not used for so many nanoseconds is forgotten: as kube-proxy sets it for established ones of TCP, and else as
+/// Linux' connection tracking has it.
+const ESTABLISHED_TIMEOUT: u64 = 86_400 * 1_000_000_000;
+const TIMEOUT: u64 = 120 * 1_000_000_000;
+
+const TCP: u8 = 6;
+
+impl Flow {
+    /// Whether what is remembered still counts, so many nanoseconds after the machine started.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_alive(&self, now: u64) -> bool {
+        let is_long = self.to.protocol == TCP && self.state == ESTABLISHED;
+        let timeout = if is_long {
+            ESTABLISHED_TIMEOUT
+        } else {
+            TIMEOUT
+        };
+        now.saturating_sub(self.used_at) < timeout
+    }
+}
+
 /// Only first packets were seen.
 pub const NEW: u8 = 0;
 

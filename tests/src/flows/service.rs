@@ -229,3 +229,14 @@ fn parts(text: &str) -> (&str, Vec<&str>) {
         None => (text, Vec::new()),
     }
 }
+
+/// Takes the ports of SCTP away.
+pub fn remove_sctp(objects: &mut [Value]) {
+    for object in objects {
+        for at in ["/spec/ports", "/ports"] {
+            if let Some(ports) = object.pointer_mut(at).and_then(Value::as_array_mut) {
+                ports.retain(|port| port["protocol"] != "SCTP");
+            }
+        }
+    }
+}

@@ -73,17 +73,28 @@ fn of_this_node() -> String {
 " + OUTSIDE
 }
 
-#[test]
-fn pods_of_the_cluster_are_known_by_cluster_cidr() {
-    let table = HEAD.to_owned()
+fn of_the_cluster() -> String {
+    HEAD.to_owned()
         + "
 | pod, pod-3 → ClusterIP                  | all   | all   | local   | all   | all   | all   |
 | here → ClusterIP                        | all   | all   | local   | all M | all M | all M |
 | node-1, client → ClusterIP              | all M | all M | local M | all M | all M | all M |
 | pod, pod-3 → NodePort, LB, external     | all M | all   | all M   | all M | all   | all M |
 | here → NodePort, LB, external           | all M | all   | all M   | all M | all M | all M |
-" + OUTSIDE;
-    check(&["--cluster-cidr", CLUSTER_CIDR], &table);
+" + OUTSIDE
+}
+
+#[test]
+fn pods_of_the_cluster_are_known_by_cluster_cidr() {
+    check(&["--cluster-cidr", CLUSTER_CIDR], &of_the_cluster());
+}
+
+#[test]
+fn sctp_goes_by_rules_beside_programs() {
+    let args = ["--cluster-cidr", CLUSTER_CIDR];
+    let mut scene = Scene::across(&args, services(), &of_the_cluster());
+    scene.sctp_beside = true;
+    scene.check();
 }
 
 #[test]

@@ -29,9 +29,11 @@ const LAYERS: &[&[&str]] = &[
 /// The modules that talk to the world. All others are pure: they do no I/O, read no clock and start nothing.
 const IO: &[&str] = &[
     "dataplane::ebpf::attach",
+    "dataplane::ebpf::beside",
     "dataplane::ebpf::hooks",
     "dataplane::ebpf::links",
     "dataplane::ebpf::maps",
+    "dataplane::ebpf::retire",
     "dataplane::ebpf::probe",
     "dataplane::nft::forgetter",
     "dataplane::nft::netlink",

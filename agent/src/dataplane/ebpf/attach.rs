@@ -109,6 +109,11 @@ pub(super) fn attach(
     Ok((maps, links, follower))
 }
 
+/// Where a map of this layout is pinned.
+pub(super) fn map_pin(pins: &Path, name: &str) -> PathBuf {
+    Pins(pins).maps().join(name)
+}
+
 /// Takes programs and maps away; tells whether there were any.
 pub(super) fn detach(places: &Places) -> Result<bool, DataplaneError> {
     hooks::remove_all_filters();

@@ -1,6 +1,7 @@
 //! The machine's devices → those where packets are translated, and what the programs are told of them.
 //!
-//! Pure. Clients outside come in at uplinks, and pods whose sockets no program sees at the devices of pods. Both have routes.
+//! Pure. Clients outside come in at uplinks, and pods whose sockets no program sees at the devices of pods. Both have routes, or are
+//! ports of a bridge that has: pods there answer each other without the bridge's own device.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -46,13 +47,13 @@ impl Selection {
     /// Those that are wanted, by index.
     pub(super) fn of(&self, devices: &[Device]) -> BTreeMap<u32, Wanted> {
         let node = of_node(devices);
-        let wanted = devices.iter().filter(|device| self.wants(device));
+        let wanted = devices.iter().filter(|device| self.wants(device, devices));
         let wanted = wanted.map(|device| {
             let own = |family, main| device.addresses.get(family).map_or(main, address);
             let told = bpf::Device {
                 v4: own(Family::V4, node.v4),
                 v6: own(Family::V6, node.v6),
-                has_pods: self.has_pods(&device.name).into(),
+                has_pods: self.has_pods(device, devices).into(),
             };
             let wanted = Wanted {
                 name: device.name.clone(),
@@ -64,9 +65,11 @@ impl Selection {
         wanted.collect()
     }
 
-    fn wants(&self, device: &Device) -> bool {
+    fn wants(&self, device: &Device, devices: &[Device]) -> bool {
         if self.names.is_empty() {
-            return device.has_routes;
+            let is_bridge = |other: &Device| Some(other.index) == device.bridge;
+            let mut carriers = devices.iter().filter(|other| is_bridge(other));
+            return device.has_routes || carriers.any(|bridge| bridge.has_routes);
         }
         self.names.iter().any(|name| match name.strip_suffix('*') {
             Some(prefix) => device.name.starts_with(prefix),
@@ -74,17 +77,25 @@ impl Selection {
         })
     }
 
-    fn has_pods(&self, device: &str) -> bool {
-        Family::ALL
+    fn has_pods(&self, device: &Device, devices: &[Device]) -> bool {
+        let is_bridge = |other: &&Device| Some(other.index) == device.bridge;
+        let bridge = devices.iter().find(is_bridge);
+        let mut names = [Some(device), bridge].into_iter().flatten();
+        names.any(|device| self.is_for_pods(&device.name))
+    }
+
+    fn is_for_pods(&self, device: &str) -> bool {
+        let mut detectors = Family::ALL
             .into_iter()
-            .any(|family| match self.detector.get(family) {
-                Detector::Interface { name, prefix: true } => device.starts_with(name),
-                Detector::Interface {
-                    name,
-                    prefix: false,
-                } => device == name,
-                Detector::None | Detector::Source => false,
-            })
+            .map(|family| self.detector.get(family));
+        detectors.any(|detector| match detector {
+            Detector::Interface { name, prefix: true } => device.starts_with(name),
+            Detector::Interface {
+                name,
+                prefix: false,
+            } => device == name,
+            Detector::None | Detector::Source => false,
+        })
     }
 }
 
@@ -109,6 +120,7 @@ mod tests {
             is_ethernet: true,
             has_routes: true,
             has_default_route: is_uplink,
+            bridge: None,
             addresses: PerFamily::from_fn(|family| {
                 address.map(ip).filter(|ip| Family::of(*ip) == family)
             }),
@@ -135,6 +147,14 @@ mod tests {
         assert_eq!(
             names(&selection(&[], &Detector::None), &devices),
             ["e0", "cali1"]
+        );
+        let mut pod = device("veth123", None, false);
+        pod.has_routes = false;
+        pod.bridge = Some(4);
+        let bridged = [device("cni0", None, false), pod];
+        assert_eq!(
+            names(&selection(&[], &Detector::None), &bridged),
+            ["cni0", "veth123"]
         );
         let named = |list: &[&str]| names(&selection(list, &Detector::None), &devices);
         assert_eq!(named(&["port", "cali*"]), ["port", "cali1"]);

@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
 
+use super::super::nft::Duty;
 use crate::diff::{Delta, Entry, Held, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
-use crate::plan::{Backend, Member, Policy};
+use crate::plan::{Backend, Member, Policy, Tables};
 
 /// How many bytes the key of a front end has.
 pub(super) const FRONTEND_BYTES: u32 = 20;
@@ -148,6 +149,21 @@ fn flags(policy: Policy) -> u32 {
         Policy::External => bpf::MASQUERADE_ALL,
         Policy::ExternalLocal => bpf::LOCAL_OUTSIDE,
     }
+}
+
+/// What rules beside the programs have to do for what is planned.
+pub fn duty_for(tables: &Tables) -> Duty {
+    let mut rules = tables.rules.iter();
+    if rules.any(|(frontend, rule)| is_for_rules(*frontend, Verdict::of(rule))) {
+        Duty::Balance
+    } else {
+        Duty::Refuse
+    }
+}
+
+/// Whether only rules balance a front end.
+pub(super) fn is_for_rules(frontend: Frontend, verdict: Verdict) -> bool {
+    frontend.protocol() == Protocol::Sctp && matches!(verdict, Verdict::Balance { .. })
 }
 
 /// Whether a key is one of a family.

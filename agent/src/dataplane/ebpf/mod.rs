@@ -1,10 +1,12 @@
-//! The eBPF back end: sockets of this node, and of its pods, are connected to back ends by BPF programs; what those leave
-//! alone goes by the nftables rules, which stand beside them with the same content.
+//! The eBPF back end: BPF programs connect sockets of this node, and of its pods, to back ends, and translate packets of others
+//! at devices. The nftables rules stand beside them with the same content. They refuse and drop, and balance only what
+//! programs do not.
 //!
-//! `layout` says what the maps hold, `order` in which order they are written, `needs` what a machine must have. Only `maps`,
-//! `attach`, `links` and `probe` do I/O. Tried with Linux 6.18.
+//! `layout` says what the maps hold, `order` in which order they are written, `devices` where programs are, `needs` what a machine must
+//! have. Only `maps`, `attach`, `hooks`, `links`, `beside`, `retire` and `probe` do I/O. Tried with Linux 6.18.
 
 mod attach;
+mod beside;
 mod devices;
 mod hooks;
 mod layout;
@@ -14,6 +16,7 @@ mod needs;
 mod order;
 mod probe;
 pub mod render;
+mod retire;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,15 +24,18 @@ use std::sync::Arc;
 
 use super::nft::Nft;
 use super::{Dataplane, DataplaneError, Restored};
-use crate::diff::{Delta, Held};
+use crate::diff::{Delta, Held, diff};
 use crate::event::Event;
-use crate::model::{Family, PerFamily};
+use crate::model::{Family, PerFamily, Scope};
 use crate::plan::{Detector, Tables};
+use beside::Beside;
 use hooks::Follower;
 use layout::Entries;
+pub use layout::duty_for;
 use links::{Links, Watcher};
 use maps::Maps;
 use order::writes;
+pub use retire::Retiring;
 
 /// Where things of the machine are that the programs need.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +56,7 @@ type Report = Arc<dyn Fn(Event) -> bool + Send + Sync>;
 /// The programs at their hooks, and the rules beside them.
 pub struct Ebpf {
     nft: Nft,
+    beside: Beside,
     places: Places,
     detector: PerFamily<Detector>,
     maps: Maps,
@@ -87,6 +94,7 @@ impl Ebpf {
         let links = Arc::new(links);
         Ok(Self {
             nft,
+            beside: Beside::default(),
             places: places.clone(),
             detector: detector.clone(),
             maps,
@@ -141,15 +149,31 @@ pub fn detach(places: &Places) -> Result<bool, DataplaneError> {
 impl Dataplane for Ebpf {
     fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
         self.put_back()?;
+        self.beside.settle(family, &mut self.nft, desired)?;
+        if self.nft.is_to_replace(family)? {
+            // Programs take over before rules let go.
+            let mut held = Held::default();
+            held.apply(&diff(&held, desired, &Scope::All));
+            self.fill(family, &held)?;
+        }
         let held = self.nft.resync(family, desired)?;
         self.fill(family, &held)?;
         Ok(held)
     }
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
-        self.nft.apply(family, held, delta)?;
         let (before, after) = Entries::around(family, held, delta);
-        self.maps.write(&writes(&before, &after))
+        let writes = writes(&before, &after);
+        let duty = self.nft.duty(family);
+        let Some(duty) = self.beside.change(family, duty, held, delta) else {
+            self.nft.apply(family, held, delta)?;
+            return self.maps.write(&writes);
+        };
+        self.maps.write(&writes)?;
+        let mut held = held.clone();
+        held.apply(delta);
+        self.nft.set_duty(family, duty);
+        self.nft.make_anew(family, &held)
     }
 
     fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {

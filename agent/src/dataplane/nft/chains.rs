@@ -18,16 +18,12 @@ use super::expressions::{
     lookup, lookup_not, nat, numgen, update,
 };
 use super::shapes::{At, Chain, Step};
-use super::skeleton::{AFFINITY, MARK_CHAIN, TABLE};
+use super::skeleton::{AFFINITY, MARK_CHAIN, Skeleton, TABLE};
 use crate::model::Family;
 use crate::plan::Detector;
 
 /// Messages, with their flags, that make a chain and its rules.
-pub(super) fn messages(
-    chain: Chain,
-    family: Family,
-    detector: &Detector,
-) -> Vec<(NfTablesMessage, u16)> {
+pub(super) fn messages(chain: Chain, skeleton: &Skeleton) -> Vec<(NfTablesMessage, u16)> {
     let name = chain.to_string();
     let attributes = vec![
         ChainAttribute::Table(TABLE.to_owned()),
@@ -37,8 +33,9 @@ pub(super) fn messages(
         NfTablesMessage::NewChain(ChainMessage { attributes }),
         NLM_F_CREATE,
     )];
-    let steps = chain.steps(detector.knows_pods());
-    messages.extend(steps.into_iter().map(|step| {
+    let (family, detector) = (skeleton.family(), skeleton.detector());
+    let steps = skeleton.steps(chain).into_iter();
+    messages.extend(steps.map(|step| {
         let expressions = expressions(step, family, detector).into_iter();
         let attributes = vec![
             RuleAttribute::Table(TABLE.to_owned()),
@@ -54,9 +51,9 @@ pub(super) fn messages(
 }
 
 /// The bytes of a chain's messages, for the version of the program.
-pub(super) fn bytes(chain: Chain, family: Family, detector: &Detector) -> Vec<u8> {
+pub(super) fn bytes(chain: Chain, skeleton: &Skeleton) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for (message, _) in messages(chain, family, detector) {
+    for (message, _) in messages(chain, skeleton) {
         let start = bytes.len();
         bytes.resize(start + message.buffer_len(), 0);
         message.emit(&mut bytes[start..]);

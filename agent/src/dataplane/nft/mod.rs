@@ -28,9 +28,9 @@ mod watcher;
 use std::collections::BTreeSet;
 use std::sync::mpsc::Receiver;
 
-pub use skeleton::{Skeleton, SkeletonConfig};
+pub use skeleton::{Duty, Skeleton, SkeletonConfig};
 
-use crate::diff::{Delta, Held, diff};
+use crate::diff::{Delta, Held, between, diff};
 use crate::event::Event;
 use crate::model::{Family, PerFamily, Scope};
 use crate::plan::Tables;
@@ -51,6 +51,7 @@ const MOST_HEARD: usize = 256;
 /// The nftables rules of the network namespace that this was made in.
 #[derive(Debug)]
 pub struct Nft {
+    config: SkeletonConfig,
     skeletons: PerFamily<Skeleton>,
     /// What the tables consisted of when they were last known to be as we make them.
     programs: PerFamily<Option<Program>>,
@@ -68,6 +69,7 @@ impl Nft {
     /// That the kernel has no nftables, or no socket could be had.
     pub fn new(config: &SkeletonConfig) -> Result<Self, DataplaneError> {
         Ok(Self {
+            config: config.clone(),
             skeletons: PerFamily::from_fn(|family| Skeleton::new(family, config)),
             programs: PerFamily::default(),
             connection: Connection::open()?,
@@ -100,6 +102,40 @@ impl Nft {
     }
 }
 
+/// What rules do that stand beside another data plane.
+impl Nft {
+    /// What the rules of a family do, or will when they are next made.
+    pub(super) fn duty(&self, family: Family) -> Duty {
+        self.skeletons.get(family).duty()
+    }
+
+    /// Says what the rules are to do. They do it from the next [`Dataplane::resync`] or [`Self::make_anew`] on.
+    pub(super) fn set_duty(&mut self, family: Family, duty: Duty) {
+        if duty != self.duty(family) {
+            *self.skeletons.get_mut(family) = Skeleton::with(duty, family, &self.config);
+            *self.programs.get_mut(family) = None;
+        }
+    }
+
+    /// Whether there is a table, and not one of rules that do what these are to do: they will replace it.
+    ///
+    /// # Errors
+    /// That the kernel cannot be asked.
+    pub(super) fn is_to_replace(&mut self, family: Family) -> Result<bool, DataplaneError> {
+        let version = self.skeletons.get(family).version();
+        let found = self.connection.table_comment(family)?;
+        Ok(found.is_some_and(|comment| comment != version))
+    }
+
+    /// Puts rules that do what they are to do in the place of those that are there, in one transaction, with what is held.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub(super) fn make_anew(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
+        self.replace_by(family, &between(&Held::default(), held))
+    }
+}
+
 impl Nft {
     /// Commits elements, and chains that are not there yet. A chain that nothing goes to any more stays, until
     /// the table is made anew: the next Service of its shape finds it there.
@@ -113,10 +149,10 @@ impl Nft {
         let is_known = |chain: &Chain| program.is_some_and(|p| p.chains().contains(chain));
         let mut missing = chains;
         missing.retain(|chain| !is_known(chain));
-        let detector = self.skeletons.get(family).detector();
+        let skeleton = self.skeletons.get(family);
         let messages: Vec<_> = missing
             .iter()
-            .flat_map(|chain| chains::messages(*chain, family, detector))
+            .flat_map(|chain| chains::messages(*chain, skeleton))
             .collect();
         if elements.len() > MOST_HEARD {
             self.unheard(|nft| nft.connection.commit(family, messages, elements))?;
@@ -177,18 +213,23 @@ impl Nft {
         result
     }
 
-    /// Replaces our table, or makes it, with everything that is desired. Elements that `nft` cannot load follow.
+    /// Replaces our table, or makes it, with everything that is desired.
     fn replace(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
-        let skeleton = self.skeletons.get(family);
         let mut held = Held::default();
         let delta = diff(&held, desired, &Scope::All);
-        let text = render::replacement(skeleton, &delta);
-        let (beyond, elements) = render::beyond_nft(skeleton, &delta);
-        self.load(&text)?;
-        *self.programs.get_mut(family) = Some(self.made_program(family)?);
-        self.commit(family, beyond, &elements)?;
+        self.replace_by(family, &delta)?;
         held.apply(&delta);
         Ok(held)
+    }
+
+    /// Replaces our table, or makes it, with what a delta adds. Elements that `nft` cannot load follow.
+    fn replace_by(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError> {
+        let skeleton = self.skeletons.get(family);
+        let text = render::replacement(skeleton, delta);
+        let (beyond, elements) = render::beyond_nft(skeleton, delta);
+        self.load(&text)?;
+        *self.programs.get_mut(family) = Some(self.made_program(family)?);
+        self.commit(family, beyond, &elements)
     }
 
     /// What our table holds, if it is as we made it.

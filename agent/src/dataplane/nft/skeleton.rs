@@ -36,6 +36,16 @@ pub struct SkeletonConfig {
     pub masquerade_bit: u8,
 }
 
+/// What the rules do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Duty {
+    /// They balance connections, and refuse and drop.
+    Balance,
+    /// They refuse and drop only: others balance. No connection is tracked for that, so what they say of new connections they
+    /// say of packets: of TCP's, those that ask for one.
+    Refuse,
+}
+
 /// The match of a packet from a pod, or of one that is from elsewhere.
 fn from_pod(detector: &Detector, ip: &str, wanted: bool) -> String {
     let not = if wanted { "" } else { "!= " };
@@ -54,15 +64,22 @@ fn from_pod(detector: &Detector, ip: &str, wanted: bool) -> String {
 pub struct Skeleton {
     family: Family,
     detector: Detector,
+    duty: Duty,
     mark: u32,
     version: String,
 }
 
 impl Skeleton {
-    /// Makes the program of a family.
+    /// Makes the program of a family that balances.
     pub fn new(family: Family, config: &SkeletonConfig) -> Self {
+        Self::with(Duty::Balance, family, config)
+    }
+
+    /// Makes the program of a family.
+    pub fn with(duty: Duty, family: Family, config: &SkeletonConfig) -> Self {
         let mut skeleton = Self {
             family,
+            duty,
             detector: config.detector.get(family).clone(),
             mark: 1 << config.masquerade_bit,
             version: String::new(),
@@ -74,7 +91,7 @@ impl Skeleton {
             .collect();
         let mut program = skeleton.text().into_bytes();
         program.extend(skeleton.chains_text(&samples).into_bytes());
-        let of_chain = |chain: &Chain| chains::bytes(*chain, family, &skeleton.detector);
+        let of_chain = |chain: &Chain| chains::bytes(*chain, &skeleton);
         program.extend(samples.iter().flat_map(of_chain));
         skeleton.version = format!("proxyd {:016x}", fnv1a(&program));
         skeleton
@@ -95,6 +112,19 @@ impl Skeleton {
         &self.detector
     }
 
+    /// What the rules do.
+    pub(super) fn duty(&self) -> Duty {
+        self.duty
+    }
+
+    /// The rules of a chain. Where nothing goes there, it has none.
+    pub(super) fn steps(&self, chain: Chain) -> Vec<Step> {
+        match self.duty {
+            Duty::Balance => chain.steps(self.knows_pods()),
+            Duty::Refuse => Vec::new(),
+        }
+    }
+
     /// The family of the rules.
     pub(super) fn family(&self) -> Family {
         self.family
@@ -112,8 +142,11 @@ impl Skeleton {
     pub fn text(&self) -> String {
         let ip = self.nft_family();
         let version = &self.version;
-        let mark = self.mark;
-        let unmark = !self.mark;
+        let translation = match self.duty {
+            Duty::Balance => self.translation(),
+            Duty::Refuse => String::new(),
+        };
+        let filters = self.filters();
         format!(
             r#"table {ip} {TABLE} {{
 	comment "{version}"
@@ -185,7 +218,20 @@ impl Skeleton {
 		flags interval
 	}}
 
-	chain nat-prerouting {{
+{translation}{filters}}}
+"#
+        )
+    }
+
+    /// The chains that balance.
+    fn translation(&self) -> String {
+        let ip = self.nft_family();
+        let mark = self.mark;
+        let unmark = !self.mark;
+        let remember = self.remember_text();
+        let verdicts = self.verdicts_text();
+        format!(
+            r#"	chain nat-prerouting {{
 		type nat hook prerouting priority -100; policy accept;
 		goto balance
 	}}
@@ -194,9 +240,7 @@ impl Skeleton {
 		goto balance
 	}}
 	chain balance {{
-		{ip} daddr . meta l4proto . th dport vmap @services
-		{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @node-ports
-	}}
+{verdicts}	}}
 
 	chain {MARK_CHAIN} {{
 		meta mark set meta mark or {mark:#010x}
@@ -225,34 +269,51 @@ impl Skeleton {
 	chain remember {{
 {remember}	}}
 
-	# Before any translation: sources that may not call an address.
+"#
+        )
+    }
+
+    /// The chains that refuse and drop.
+    fn filters(&self) -> String {
+        let ip = self.nft_family();
+        let (new, only_new, dropped) = match self.duty {
+            Duty::Balance => ("ct state new ", "", String::new()),
+            // What others balance has another destination before it comes here.
+            Duty::Refuse => (
+                "",
+                "\t\tmeta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return\n",
+                self.verdicts_text(),
+            ),
+        };
+        format!(
+            r#"	# Before any translation: sources that may not call an address.
 	chain filter-prerouting {{
 		type filter hook prerouting priority -110; policy accept;
-		ct state new goto guard
+		{new}goto guard
 	}}
 	chain filter-output-guard {{
 		type filter hook output priority -110; policy accept;
-		ct state new goto guard
+		{new}goto guard
 	}}
 	chain guard {{
-		{ip} daddr . meta l4proto . th dport @guarded {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed-sources drop
+{only_new}		{ip} daddr . meta l4proto . th dport @guarded {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed-sources drop
 	}}
 
 	# After the translation: what no Service took.
 	chain filter-input {{
 		type filter hook input priority -110; policy accept;
-		ct state new goto refuse
+		{new}goto refuse
 	}}
 	chain filter-forward {{
 		type filter hook forward priority -110; policy accept;
-		ct state new goto refuse
+		{new}goto refuse
 	}}
 	chain filter-output {{
 		type filter hook output priority -90; policy accept;
-		ct state new goto refuse
+		{new}goto refuse
 	}}
 	chain refuse {{
-		{ip} daddr . meta l4proto . th dport vmap @no-endpoints
+{only_new}{dropped}		{ip} daddr . meta l4proto . th dport vmap @no-endpoints
 		{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @no-endpoint-node-ports
 		{ip} daddr @cluster-ips goto {REJECT_CHAIN}
 		{ip} daddr @service-networks drop
@@ -261,9 +322,16 @@ impl Skeleton {
 		meta l4proto tcp reject with tcp reset
 		reject
 	}}
-}}
-"#,
-            remember = self.remember_text(),
+"#
+        )
+    }
+
+    /// The rules that find what happens to a new connection.
+    fn verdicts_text(&self) -> String {
+        let ip = self.nft_family();
+        format!(
+            "\t\t{ip} daddr . meta l4proto . th dport vmap @services\n\
+             \t\t{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @node-ports\n"
         )
     }
 
@@ -286,7 +354,7 @@ impl Skeleton {
     pub(super) fn chains_text(&self, chains: &BTreeSet<Chain>) -> String {
         let ip = self.nft_family();
         let chains = chains.iter().map(|chain| {
-            let steps = chain.steps(self.knows_pods()).into_iter();
+            let steps = self.steps(*chain).into_iter();
             let rules: String = steps
                 .map(|step| format!("\t\t{}\n", self.rule_text(step)))
                 .collect();

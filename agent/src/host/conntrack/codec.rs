@@ -11,6 +11,7 @@ use netlink_packet_core::{
     NetlinkBuffer,
 };
 
+use crate::model::Protocol;
 use crate::plan::Flow;
 
 // Defined in Linux: include/uapi/linux/netfilter/nfnetlink_conntrack.h
@@ -31,7 +32,6 @@ const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 
 const AF_UNSPEC: u8 = 0;
-const IPPROTO_UDP: u8 = 17;
 
 /// The subsystem that a message is for: `NFNL_SUBSYS_CTNETLINK`.
 const SUBSYSTEM_CTNETLINK: u16 = 1;
@@ -51,7 +51,7 @@ const ERROR_LENGTH: usize = 4;
 /// One message of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer<'a> {
-    /// A UDP flow.
+    /// A flow of TCP or UDP.
     Flow(Entry<'a>),
     /// The end of a dump, or of a request that was to be acknowledged; not 0 is the number of an error.
     End(i32),
@@ -59,10 +59,11 @@ pub(super) enum Answer<'a> {
     Other,
 }
 
-/// A tracked UDP flow, with what names it to the kernel.
+/// A tracked flow, with what names it to the kernel.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry<'a> {
     pub(super) flow: Flow,
+    pub(super) protocol: Protocol,
     family: u8,
     /// The value of `CTA_TUPLE_ORIG`.
     original: &'a [u8],
@@ -118,7 +119,7 @@ pub(super) fn answers(received: &[u8]) -> impl Iterator<Item = (u32, Answer<'_>)
     })
 }
 
-/// Takes apart a flow; `None` if it is not a UDP one.
+/// Takes apart a flow; `None` if it is not one of TCP or UDP.
 fn entry(payload: &[u8]) -> Option<Entry<'_>> {
     let family = *payload.first()?;
     let (mut original, mut reply, mut id, mut zone) = (None, None, None, None);
@@ -132,13 +133,14 @@ fn entry(payload: &[u8]) -> Option<Entry<'_>> {
         }
     }
     let original = original?;
-    let (_, destination) = ends(original)?;
-    let (reply_source, _) = ends(reply?)?;
+    let (protocol, _, destination) = ends(original)?;
+    let (_, reply_source, _) = ends(reply?)?;
     Some(Entry {
         flow: Flow {
             destination,
             reply_source,
         },
+        protocol,
         family,
         original,
         id,
@@ -146,18 +148,19 @@ fn entry(payload: &[u8]) -> Option<Entry<'_>> {
     })
 }
 
-/// The source and the destination in a tuple; `None` if it is not one of UDP.
-fn ends(tuple: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let (mut ips, mut ports) = (None, None);
+/// The protocol, the source and the destination in a tuple.
+fn ends(tuple: &[u8]) -> Option<(Protocol, SocketAddr, SocketAddr)> {
+    let (mut ips, mut of) = (None, None);
     for (kind, value) in attributes(tuple) {
         match kind {
             CTA_TUPLE_IP => ips = addresses(value),
-            CTA_TUPLE_PROTO => ports = udp_ports(value),
+            CTA_TUPLE_PROTO => of = ports(value),
             _ => (),
         }
     }
-    let ((source, destination), (source_port, destination_port)) = (ips?, ports?);
+    let ((source, destination), (protocol, source_port, destination_port)) = (ips?, of?);
     Some((
+        protocol,
         SocketAddr::new(source, source_port),
         SocketAddr::new(destination, destination_port),
     ))
@@ -183,7 +186,7 @@ fn address(value: &[u8]) -> Option<IpAddr> {
     }
 }
 
-fn udp_ports(proto: &[u8]) -> Option<(u16, u16)> {
+fn ports(proto: &[u8]) -> Option<(Protocol, u16, u16)> {
     let (mut protocol, mut source, mut destination) = (None, None, None);
     for (kind, value) in attributes(proto) {
         let port = || {
@@ -198,7 +201,10 @@ fn udp_ports(proto: &[u8]) -> Option<(u16, u16)> {
             _ => (),
         }
     }
-    (*protocol? == IPPROTO_UDP).then_some((source?, destination?))
+    let looked_at = [Protocol::Tcp, Protocol::Udp];
+    let number = protocol?;
+    let protocol = looked_at.into_iter().find(|p| p.number() == *number)?;
+    Some((protocol, source?, destination?))
 }
 
 /// The attributes in a list of them: kind and value.

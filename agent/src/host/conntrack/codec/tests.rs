@@ -66,26 +66,30 @@ fn end(buffer: &mut Vec<u8>, kind: u16, number: i32) {
     header.set_sequence_number(7);
 }
 
-const UDP: u8 = IPPROTO_UDP;
+const UDP: u8 = 17;
 const TCP: u8 = 6;
+const ICMP: u8 = 1;
 const V4: u8 = 2;
 const V6: u8 = 10;
 
 #[test]
-fn flows_of_udp_are_found_among_others() {
+fn flows_of_tcp_and_udp_are_found_among_others() {
     let mut received = Vec::new();
     let udp = tuple(UDP, "10.244.1.5:4000", "10.96.0.10:53");
     let back = tuple(UDP, "10.244.2.2:5353", "192.168.0.2:61000");
     flow_message(&mut received, V4, &udp, &back);
     let tcp = tuple(TCP, "10.244.1.5:4000", "10.96.0.10:53");
     flow_message(&mut received, V4, &tcp, &tcp);
+    let icmp = tuple(ICMP, "10.244.1.5:0", "10.96.0.10:0");
+    flow_message(&mut received, V4, &icmp, &icmp);
     let udp6 = tuple(UDP, "[fd00::5]:4000", "[fd00:96::10]:53");
     let back6 = tuple(UDP, "[fd00::2]:5353", "[fd00::5]:4000");
     flow_message(&mut received, V6, &udp6, &back6);
     end(&mut received, NLMSG_DONE, 0);
 
-    let entry = |family, original, destination: &str, reply_source: &str| {
+    let entry = |family, protocol, original, destination: &str, reply_source: &str| {
         Answer::Flow(Entry {
+            protocol,
             flow: Flow {
                 destination: destination.parse().unwrap(),
                 reply_source: reply_source.parse().unwrap(),
@@ -98,9 +102,16 @@ fn flows_of_udp_are_found_among_others() {
     };
     let found: Vec<_> = answers(&received).collect();
     let expected = [
-        entry(V4, &udp, "10.96.0.10:53", "10.244.2.2:5353"),
+        entry(V4, Protocol::Udp, &udp, "10.96.0.10:53", "10.244.2.2:5353"),
+        entry(V4, Protocol::Tcp, &tcp, "10.96.0.10:53", "10.244.1.5:4000"),
         Answer::Other,
-        entry(V6, &udp6, "[fd00:96::10]:53", "[fd00::2]:5353"),
+        entry(
+            V6,
+            Protocol::Udp,
+            &udp6,
+            "[fd00:96::10]:53",
+            "[fd00::2]:5353",
+        ),
         Answer::End(0),
     ];
     assert_eq!(found, expected.map(|answer| (7, answer)));
