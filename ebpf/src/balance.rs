@@ -9,6 +9,7 @@ use proxyd_ebpf_common::{
 };
 
 use crate::address::{is_v4, protocol};
+use crate::count;
 use crate::frontend::{List, find, has, is_allowed, pick, recall};
 use crate::maps::{AFFINITY, DEVICES, SETTINGS, TCP_PEERS, UDP_CHOICES, UDP_PEERS};
 
@@ -91,6 +92,7 @@ pub fn choose(
     if is_flow {
         let _ = UDP_CHOICES.insert(flow, backend, 0);
     }
+    count::connection(&key, &backend);
     let peer = PeerKey {
         socket,
         backend,

@@ -190,8 +190,9 @@ fn port_of(first: u16, count: u16) -> u16 {
     (first + random as u16).to_be()
 }
 
+/// Whom packets are sent to.
 #[inline(always)]
-fn receiver(tuple: &Tuple) -> Destination {
+pub fn receiver(tuple: &Tuple) -> Destination {
     Destination {
         address: tuple.destination,
         port: tuple.destination_port,

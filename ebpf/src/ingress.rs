@@ -10,7 +10,8 @@ use proxyd_ebpf_common::{
 };
 
 use crate::address::same;
-use crate::flow::{begin, goes_on, make_way, touch};
+use crate::count;
+use crate::flow::{begin, goes_on, make_way, receiver, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::parse;
@@ -40,6 +41,9 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         let flow = unsafe { &mut *flow };
         if goes_on(flow, &work.packet, now) {
             touch(flow, &work.packet, now);
+            if flow.frontend.port != 0 && !work.packet.is_error() {
+                count::packet(&flow.frontend, &receiver(&flow.to), ctx.len());
+            }
             return Some(sent(rewrite(ctx, &work.packet, &flow.to)));
         }
     }
@@ -69,6 +73,8 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     if begin(work, &key, &backend, (masqueraded, now)).is_none() {
         return Some(SHOT);
     }
+    count::connection(&key, &backend);
+    count::packet(&key, &backend, ctx.len());
     Some(sent(rewrite(ctx, &work.packet, &work.flow.to)))
 }
 

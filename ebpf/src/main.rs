@@ -11,6 +11,7 @@
 mod address;
 mod balance;
 mod connect;
+mod count;
 mod egress;
 mod flow;
 mod frontend;

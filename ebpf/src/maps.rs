@@ -1,11 +1,11 @@
 //! The maps. The agent writes the first ones; in the others the programs remember.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
 use proxyd_ebpf_common::{
-    AllowedKey, BackendKey, Choice, ClientKey, Destination, Device, Flow, FragmentKey, Frontend,
-    FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, MAX_NETWORKS,
+    AllowedKey, BackendKey, Choice, ClientKey, Counter, Destination, Device, Flow, FragmentKey,
+    Frontend, FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, MAX_NETWORKS,
     MAX_NODE_ADDRESSES, MAX_REMEMBERED, MemberKey, NetworkKey, PeerKey, Settings, SourceKey, Tuple,
     WhoMayCall,
 };
@@ -79,6 +79,10 @@ pub static EGRESS_FLOWS: LruHashMap<Tuple, Flow, MAX_FLOWS> = LruHashMap::new();
 /// The ports of datagrams that come in fragments.
 #[btf_map(name = "fragments")]
 pub static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2], MAX_REMEMBERED> = LruHashMap::new();
+
+/// How much traffic back ends had, since they have been back ends.
+#[btf_map(name = "counters")]
+pub static COUNTERS: PerCpuHashMap<MemberKey, Counter, MAX_BACKENDS, GROWS> = PerCpuHashMap::new();
 
 /// What the programs at devices have at hand: more than fits a stack. One for packets that come in, one for those that
 /// go out.

@@ -90,6 +90,18 @@ pub const PENDING: u8 = 3;
 /// do not choose their port.
 pub const MASQUERADE_PORTS: (u16, u16) = (61_000, 4_536);
 
+/// How much traffic a back end had for a front end, on one processor.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Counter {
+    /// New connections; for UDP sockets that do not connect, and clients outside: new flows.
+    pub connections: u64,
+    /// Packets to the back end that devices translated.
+    pub packets: u64,
+    /// Their bytes, with all headers.
+    pub bytes: u64,
+}
+
 /// The key of what is remembered of a datagram that comes in fragments, of which the first one has the ports.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,6 +165,7 @@ pub struct Device {
 const _: () = {
     assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2 + 1 + 3);
     assert!(size_of::<Flow>() == 40 + 8 + 20 + 1 + 3);
+    assert!(size_of::<Counter>() == 3 * 8);
     assert!(size_of::<FragmentKey>() == 16 + 16 + 4 + 4);
     assert!(size_of::<SourceKey>() == 16 + 20 + 4);
     assert!(size_of::<AllowedKey>() == 20 + 16);

@@ -10,8 +10,8 @@
 mod flow;
 
 pub use flow::{
-    AllowedKey, CLOSING, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS, NEW, NetworkKey,
-    PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
+    AllowedKey, CLOSING, Counter, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS, NEW,
+    NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
 };
 
 /// How many front ends there can be: ports of Services, at each of their addresses, and NodePorts.
@@ -110,8 +110,8 @@ pub struct BackendKey {
     pub index: u32,
 }
 
-/// The key of the map that says which back ends a front end has, where clients keep theirs: with session affinity,
-/// and for UDP. Its values are sets of [`ANYWHERE`] and [`HERE`].
+/// A back end of a front end: the key of the counters, and of the map that says which ones a front end has, where clients keep theirs
+/// (with session affinity, and for UDP). That one's values are sets of [`ANYWHERE`] and [`HERE`].
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberKey {
@@ -208,7 +208,8 @@ mod user {
         SourceKey,
         NetworkKey,
         AllowedKey,
-        Device
+        Device,
+        Counter
     );
 }
 

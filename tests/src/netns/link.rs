@@ -175,6 +175,19 @@ pub fn add_unchosen_address(netns: &Netns, device: &str, address: IpNet) -> Resu
     })
 }
 
+/// Sets how many bytes a packet may have that a device sends.
+///
+/// # Errors
+/// If there is no such device or it refuses.
+pub fn set_mtu(netns: &Netns, device: &str, mtu: u32) -> Result<()> {
+    with_netlink(netns, async |netlink| {
+        let index = index_of(&netlink, device).await?;
+        let change = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        let request = netlink.link().set(change);
+        request.execute().await.context("setting the MTU")
+    })
+}
+
 /// Takes an address from a device.
 ///
 /// # Errors

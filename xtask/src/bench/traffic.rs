@@ -73,7 +73,8 @@ enum To {
 pub(super) fn run(args: &Args, binary: &FilePath) -> Result<()> {
     let mut proxies = vec![
         Proxy::new("proxyd nftables", binary)?,
-        Proxy::with_programs("proxyd ebpf", binary)?,
+        Proxy::at_sockets("proxyd ebpf", binary)?,
+        Proxy::at_devices("proxyd ebpf, devices", binary)?,
     ];
     match &args.peer {
         Some(peer) => proxies.push(Proxy::peer(peer)?),

@@ -48,7 +48,7 @@ const PROGRAMS: [&str; 8] = [
 const LAYOUT: u32 = 2;
 
 /// The maps, which are pinned by their names.
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 17] = [
     "settings",
     "frontends",
     "backends",
@@ -65,6 +65,7 @@ const MAPS: [&str; 16] = [
     "ingress_flows",
     "egress_flows",
     "fragments",
+    "counters",
 ];
 
 /// Loads and attaches all programs, in place of those of an earlier agent.

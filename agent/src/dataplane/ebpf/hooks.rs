@@ -164,9 +164,11 @@ impl Hooks {
     /// Makes sure that the programs are at a device.
     fn hold(&mut self, index: u32, wanted: &Wanted) -> Result<(), Failure> {
         let is_whole = |there: &Attached| there.links.as_ref().is_none_or(Links::are_whole);
+        let mut is_again = false;
         match self.attached.get_mut(&index) {
             Some(there) if there.wanted == *wanted && is_whole(there) => return Ok(()),
             Some(there) if !is_whole(there) => {
+                is_again = true;
                 warn!(
                     "device {}: someone detached the programs or removed their pins; attaching them again",
                     wanted.name
@@ -181,17 +183,31 @@ impl Hooks {
             None => info!("device {}: translating packets there", wanted.name),
         }
         self.told.insert(index, wanted.told, 0)?;
-        let links = self.attach(index, wanted)?;
+        let links = self.attach(index, wanted, is_again).inspect_err(|_| {
+            // Both ways or none.
+            self.attached.remove(&index);
+            self.remove_pins(index);
+        })?;
         let wanted = wanted.clone();
         self.attached.insert(index, Attached { wanted, links });
         Ok(())
     }
 
-    fn attach(&mut self, index: u32, wanted: &Wanted) -> Result<Option<Links>, Failure> {
+    /// Attaches the programs to a device. A program that is at a hook already is attached there as a new one, if it is to be attached
+    /// again.
+    fn attach(
+        &mut self,
+        index: u32,
+        wanted: &Wanted,
+        is_again: bool,
+    ) -> Result<Option<Links>, Failure> {
         let mut links = Vec::new();
         for (direction, ethernet, other) in DIRECTIONS {
             let name = if wanted.is_ethernet { ethernet } else { other };
             let program = program(&mut self.loaded, name)?;
+            if is_again {
+                program.unload()?;
+            }
             if program.fd().is_err() {
                 program.load()?;
             }
@@ -214,10 +230,14 @@ impl Hooks {
         if there.links.is_none() {
             remove_filters(&there.wanted.name);
         }
+        self.remove_pins(index);
+        let _ = self.told.remove(&index);
+    }
+
+    fn remove_pins(&self, index: u32) {
         for (_, name, _) in DIRECTIONS {
             let _ = fs::remove_file(self.pins.join(format!("tc-{index}-{name}")));
         }
-        let _ = self.told.remove(&index);
     }
 
     /// Removes what an earlier agent attached to devices that are not wanted, or in another way.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{HashMap, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap};
 use nix::errno::Errno;
 use proxyd_ebpf_common as bpf;
 use tracing::warn;
@@ -15,7 +15,6 @@ use super::order::Write;
 use crate::model::Family;
 
 /// The maps that the agent writes.
-#[derive(Debug)]
 pub(super) struct Maps {
     frontends: Map<bpf::FrontendKey, bpf::Frontend>,
     backends: Map<bpf::BackendKey, bpf::Destination>,
@@ -23,6 +22,7 @@ pub(super) struct Maps {
     node_addresses: Map<[u8; 16], bpf::WhoMayCall>,
     pod_networks: Networks<bpf::NetworkKey>,
     allowed: Networks<bpf::AllowedKey>,
+    counters: PerCpuHashMap<MapData, bpf::MemberKey, bpf::Counter>,
 }
 
 /// One of them.
@@ -56,6 +56,12 @@ impl Maps {
             node_addresses: Map::take(loaded, "node_addresses")?,
             pod_networks: Networks::take(loaded, "pod_networks")?,
             allowed: Networks::take(loaded, "allowed")?,
+            counters: PerCpuHashMap::try_from(
+                loaded
+                    .take_map("counters")
+                    .expect("the object has this map"),
+            )
+            .map_err(|error| refused("counters", "opened", error))?,
         })
     }
 
@@ -95,6 +101,13 @@ impl Maps {
                 Write::NodeAddress(key, to) => self.node_addresses.put(key, *to),
                 Write::PodNetwork(key, is_there) => self.pod_networks.put(key, *is_there),
                 Write::Allowed(key, is_there) => self.allowed.put(key, *is_there),
+                // Nothing may have been counted.
+                Write::Uncount(key) => match self.counters.remove(key) {
+                    Err(error) if !is(&error, Errno::ENOENT) => {
+                        Err(refused("counters", "written", error))
+                    }
+                    _ => Ok(()),
+                },
             }?;
         }
         Ok(())

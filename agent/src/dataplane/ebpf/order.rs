@@ -20,6 +20,8 @@ pub(super) enum Write {
     Member(bpf::MemberKey, Option<u8>),
     /// Who may call an address for its NodePorts; `None`: nobody.
     NodeAddress([u8; 16], Option<bpf::WhoMayCall>),
+    /// What was counted for a back end that a front end does not have any more is forgotten.
+    Uncount(bpf::MemberKey),
     /// Whether a network is one of pods.
     PodNetwork(Prefix<bpf::NetworkKey>, bool),
     /// Whether a source may call a front end.
@@ -28,7 +30,7 @@ pub(super) enum Write {
 
 /// The writes that lead from one content to another.
 pub(super) fn writes(before: &Entries, after: &Entries) -> Vec<Write> {
-    use Write::{Allowed, Backend, Frontend, Member, NodeAddress, PodNetwork};
+    use Write::{Allowed, Backend, Frontend, Member, NodeAddress, PodNetwork, Uncount};
     let mut writes = Vec::new();
     writes.extend(set(&before.backends, &after.backends, Backend));
     writes.extend(set(&before.members, &after.members, Member));
@@ -56,7 +58,29 @@ pub(super) fn writes(before: &Entries, after: &Entries) -> Vec<Write> {
         PodNetwork,
     ));
     writes.extend(removed(&before.allowed, &after.allowed, Allowed));
+    writes.extend(left(before, after).into_iter().map(Uncount));
     writes
+}
+
+/// The back ends that front ends do not have any more.
+fn left(before: &Entries, after: &Entries) -> BTreeSet<bpf::MemberKey> {
+    let member = |place: &bpf::BackendKey, backend: &bpf::Destination| bpf::MemberKey {
+        frontend: place.frontend,
+        backend: *backend,
+    };
+    let moved = before.backends.iter();
+    let moved = moved.filter(|(place, backend)| after.backends.get(*place) != Some(*backend));
+    let mut left: BTreeSet<_> = moved
+        .map(|(place, backend)| member(place, backend))
+        .collect();
+    let frontends: BTreeSet<_> = left.iter().map(|member| member.frontend).collect();
+    for frontend in frontends {
+        let place = |index| bpf::BackendKey { frontend, index };
+        for (place, backend) in after.backends.range(place(0)..=place(u32::MAX)) {
+            left.remove(&member(place, backend));
+        }
+    }
+    left
 }
 
 /// Keys that are new or have another value.

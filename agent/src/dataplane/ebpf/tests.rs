@@ -88,6 +88,7 @@ fn make(entries: &mut Entries, write: Write) {
         Write::PodNetwork(key, false) => drop(entries.pod_networks.remove(&key)),
         Write::Allowed(key, true) => drop(entries.allowed.insert(key)),
         Write::Allowed(key, false) => drop(entries.allowed.remove(&key)),
+        Write::Uncount(_) => {}
     }
 }
 
@@ -170,6 +171,32 @@ fn a_front_end_says_who_gets_what_and_who_may_call() {
         flags(Policy::ExternalLocal, &[Member::Guarded(tcp), source]),
         (vec![bpf::LOCAL_OUTSIDE | bpf::GUARDED], 1)
     );
+}
+
+#[test]
+fn what_was_counted_is_forgotten_with_the_back_end_and_not_when_that_moves() {
+    let tables = |backends: &[&str]| {
+        let rule = Rule::Balance(Balance {
+            policy: Policy::Cluster,
+            backends: backends.iter().map(|text| backend(text)).collect(),
+            local: Vec::new(),
+            affinity: None,
+        });
+        let mut tables = Tables::default();
+        tables.rules.insert(frontend(0), rule);
+        tables
+    };
+    let held = loaded(&tables(&["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"]));
+    let delta = diff(&held, &tables(&["10.1.0.2:80", "10.1.0.3:80"]), &Scope::All);
+    let (before, after) = Entries::around(Family::V4, &held, &delta);
+    let forgotten: Vec<_> = writes(&before, &after)
+        .into_iter()
+        .filter_map(|write| match write {
+            Write::Uncount(member) => Some(member.backend.address[15]),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(forgotten, [1]);
 }
 
 #[test]

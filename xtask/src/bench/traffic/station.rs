@@ -52,8 +52,18 @@ pub(super) struct Proxy {
     /// What it is called in the results.
     pub(super) name: String,
     binary: PathBuf,
-    /// Whether it is to balance sockets.
-    programs: bool,
+    by: By,
+}
+
+/// What balances the client's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// nftables rules.
+    Rules,
+    /// Programs where its sockets connect.
+    Sockets,
+    /// Programs at the devices that its packets pass.
+    Devices,
 }
 
 impl Proxy {
@@ -63,14 +73,22 @@ impl Proxy {
         Ok(Self {
             name: name.to_owned(),
             binary: binary.canonicalize()?,
-            programs: false,
+            by: By::Rules,
         })
     }
 
-    /// One that balances sockets, with nftables rules beside.
-    pub(super) fn with_programs(name: &str, binary: &Path) -> Result<Self> {
+    /// One that balances sockets.
+    pub(super) fn at_sockets(name: &str, binary: &Path) -> Result<Self> {
         Ok(Self {
-            programs: true,
+            by: By::Sockets,
+            ..Self::new(name, binary)?
+        })
+    }
+
+    /// One that translates packets at devices, as it does for clients whose sockets are elsewhere.
+    pub(super) fn at_devices(name: &str, binary: &Path) -> Result<Self> {
+        Ok(Self {
+            by: By::Devices,
             ..Self::new(name, binary)?
         })
     }
@@ -156,9 +174,11 @@ impl Station {
             "--conntrack-min=0",
             "--proxy-mode=nftables",
         ];
-        let sockets = proxy
-            .programs
-            .then(|| Sockets::of(&[&station.client.host.netns]));
+        let sockets = match proxy.by {
+            By::Rules => None,
+            By::Sockets => Some(Sockets::of(&[&station.client.host.netns])),
+            By::Devices => Some(Sockets::of(&[])),
+        };
         let programs = sockets.iter().flat_map(Sockets::args);
         let args: Vec<&str> = args.into_iter().chain(programs).collect();
         let binary = utf8(&proxy.binary)?;

@@ -1,0 +1,291 @@
+//! Clients whose sockets no program sees (`--backend ebpf`): their packets are translated at devices, by the programs alone.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test panics where something is not as it must be"
+)]
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use proxyd_tests::agent::nft;
+use proxyd_tests::cluster::{Cluster, Host, Pod};
+use proxyd_tests::netns::link;
+use proxyd_tests::objects::{Port, service, slice};
+use proxyd_tests::sockets::Sockets;
+use proxyd_tests::traffic::{Conversation, Protocol};
+use proxyd_tests::wait::eventually;
+use proxyd_tests::world::{PATIENCE, World, expect_answers, wait_for_answers};
+use serde_json::Value;
+
+const NODE_PORT: u16 = 30080;
+const PORTS: [Port; 2] = [
+    Port::HTTP.at_nodes(NODE_PORT),
+    Port::UDP.at_nodes(NODE_PORT),
+];
+const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+
+fn cluster_ips() -> [IpAddr; 2] {
+    ["10.96.0.80", "fd00:10:96::80"].map(|ip| ip.parse().unwrap())
+}
+
+fn own(host: &Host, ip: IpAddr) -> IpAddr {
+    if ip.is_ipv4() { host.v4 } else { host.v6 }
+}
+
+/// A Service in both families, TCP and UDP, with these endpoints.
+fn web(pods: &[(&Pod, &str)]) -> Vec<Value> {
+    let slices = cluster_ips().map(|ip| {
+        let endpoints: Vec<_> = pods
+            .iter()
+            .map(|(pod, node)| (own(&pod.host, ip), *node))
+            .collect();
+        slice("web", &PORTS, &endpoints)
+    });
+    let service = service("web", &cluster_ips(), &PORTS);
+    [service].into_iter().chain(slices).collect()
+}
+
+/// A cluster whose node-1 has an agent with programs at devices, and in a cgroup that nobody is in.
+struct Translated {
+    world: World,
+    here: Pod,
+    there: Pod,
+    nobodys: Sockets,
+}
+
+impl Translated {
+    fn start(args: &[&str]) -> Self {
+        let cluster = Cluster::new();
+        let here = cluster.node1.pod("here").serving(8080);
+        let there = cluster.node2.pod("there").serving(8080);
+        let nobodys = Sockets::of(&[]);
+        let objects = web(&[(&here, "node-1"), (&there, "node-2")]);
+        let args = [&World::DETECT_PODS[..], &nobodys.args(), args].concat();
+        let world = World::start(cluster, &objects, &args);
+        Self {
+            world,
+            here,
+            there,
+            nobodys,
+        }
+    }
+
+    /// Kills the agent and takes the rules away: only the programs are left.
+    fn leave_alone(&mut self) {
+        let agent = &mut self.world.agent;
+        agent.signal(Signal::SIGKILL);
+        eventually("it has ended", PATIENCE, || agent.exited().is_some());
+        let node = &self.world.node().netns;
+        nft(node, &["flush", "ruleset"], "");
+        assert_eq!(nft(node, &["list", "tables"], ""), "");
+    }
+
+    fn pods(&self) -> [&Pod; 2] {
+        [&self.here, &self.there]
+    }
+
+    /// What a client outside may call.
+    fn called(&self) -> Vec<SocketAddr> {
+        let node = self.world.node();
+        let called = cluster_ips().map(|ip| {
+            [
+                SocketAddr::new(ip, 80),
+                SocketAddr::new(own(node, ip), NODE_PORT),
+            ]
+        });
+        called.concat()
+    }
+
+    #[track_caller]
+    fn expect_service(&self, from: &Host, seen_as: &Host) {
+        for to in self.called() {
+            for protocol in PROTOCOLS {
+                let seen = own(seen_as, to.ip());
+                expect_answers(from, protocol, to, &self.pods(), seen);
+            }
+        }
+    }
+}
+
+#[test]
+fn clients_outside_are_served_without_rules() {
+    let mut translated = Translated::start(&[]);
+    translated.leave_alone();
+    let World { cluster, .. } = &translated.world;
+    translated.expect_service(&cluster.client, &cluster.node1.host);
+}
+
+/// Before Linux 6.6 there is no other way.
+#[test]
+fn filters_do_what_links_do_and_cleanup_removes_them() {
+    let mut translated = Translated::start(&["--enable-tcx", "false"]);
+    translated.leave_alone();
+    let World { cluster, .. } = &translated.world;
+    translated.expect_service(&cluster.client, &cluster.node1.host);
+    let names: Vec<_> = fs::read_dir(translated.nobodys.pins().join("links"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("tc-"))
+        .collect();
+    assert_eq!(names, Vec::<String>::new());
+
+    // Another agent puts its programs in their place, or links instead.
+    let Translated {
+        world,
+        here,
+        there,
+        nobodys,
+    } = translated;
+    let World {
+        cluster, manifests, ..
+    } = world;
+    let args = [&World::DETECT_PODS[..], &nobodys.args()].concat();
+    let world = World::resume(cluster, manifests, &args);
+    let translated = Translated {
+        world,
+        here,
+        there,
+        nobodys,
+    };
+    let World { cluster, .. } = &translated.world;
+    translated.expect_service(&cluster.client, &cluster.node1.host);
+}
+
+#[test]
+fn a_pod_that_comes_later_is_served() {
+    let translated = Translated::start(&[]);
+    let pod = translated.world.cluster.node1.pod("late");
+    let to = SocketAddr::new(cluster_ips()[0], 80);
+    wait_for_answers(&pod.host, Protocol::Tcp, to, &translated.pods());
+    for ip in cluster_ips() {
+        for protocol in PROTOCOLS {
+            let to = SocketAddr::new(ip, 80);
+            let seen = own(&pod.host, ip);
+            expect_answers(&pod.host, protocol, to, &translated.pods(), seen);
+        }
+    }
+}
+
+#[test]
+fn connections_from_outside_outlive_a_change_of_the_back_end() {
+    let Translated {
+        mut world,
+        here: _here,
+        there: _there,
+        nobodys,
+    } = Translated::start(&[]);
+    let with_programs = [&World::DETECT_PODS[..], &nobodys.args()].concat();
+    let pins = nobodys.args()[5].to_owned();
+    let with_rules = [&World::DETECT_PODS[..], &["--bpf-path", &pins]].concat();
+    let open = |world: &World| {
+        let to = cluster_ips().map(|ip| SocketAddr::new(ip, 80));
+        let client = &world.cluster.client.netns;
+        to.map(|to| Conversation::open(client, Protocol::Tcp, to, PATIENCE).unwrap())
+    };
+    let mut open_ones = Vec::from(open(&world));
+    for args in [&with_rules, &with_programs, &with_rules, &with_programs] {
+        for conversation in &mut open_ones {
+            conversation.ask().unwrap();
+        }
+        world = world.restart(args);
+        open_ones.extend(open(&world));
+        for conversation in &mut open_ones {
+            conversation.ask().unwrap();
+        }
+    }
+}
+
+#[test]
+fn programs_that_are_removed_come_back() {
+    let translated = Translated::start(&[]);
+    let links = translated.nobodys.pins().join("links");
+    let of_devices = || {
+        let entries = fs::read_dir(&links).unwrap().map(|entry| entry.unwrap());
+        let names = entries.map(|entry| entry.file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("tc-")).count()
+    };
+    let before = of_devices();
+    assert!(before >= 4, "{before} links");
+    for entry in fs::read_dir(&links).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().contains("/tc-") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    eventually("the links are back", PATIENCE, || of_devices() == before);
+    let World { cluster, .. } = &translated.world;
+    translated.expect_service(&cluster.client, &cluster.node1.host);
+}
+
+/// Datagrams in fragments, both ways.
+#[test]
+fn large_datagrams_reach_the_back_end_and_the_client() {
+    const LENGTH: usize = 4_000;
+    let cluster = Cluster::new();
+    let there = cluster.node2.pod("there");
+    let nobodys = Sockets::of(&[]);
+    let args = [&World::DETECT_PODS[..], &nobodys.args()].concat();
+    let world = World::start(cluster, &web(&[(&there, "node-2")]), &args);
+    for ip in cluster_ips() {
+        let address = SocketAddr::new(own(&there.host, ip), 8080);
+        let server = there.enter(|| UdpSocket::bind(address).unwrap());
+        let client = world.cluster.client.enter(|| {
+            let socket = UdpSocket::bind((own(&world.cluster.client, ip), 0)).unwrap();
+            socket.connect((ip, 80)).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        });
+        server.set_read_timeout(Some(PATIENCE)).unwrap();
+        let question: Vec<u8> = (0..LENGTH).map(|byte| (byte % 251) as u8).collect();
+        client.send(&question).unwrap();
+        let mut received = vec![0; 2 * LENGTH];
+        let (length, from) = server.recv_from(&mut received).unwrap();
+        assert_eq!(received[..length], question);
+        assert_eq!(from.ip(), own(world.node(), ip));
+        let answer: Vec<u8> = question.iter().rev().copied().collect();
+        server.send_to(&answer, from).unwrap();
+        let length = client.recv(&mut received).unwrap();
+        assert_eq!(received[..length], answer);
+    }
+}
+
+/// A link on the way to the back end that takes small packets only: the router there, node-2, says so to node-1, whose
+/// programs tell the client.
+#[test]
+fn a_small_link_on_the_way_is_told_to_the_client() {
+    const MTU: u32 = 1_400;
+    const LENGTH: usize = 300_000;
+    let cluster = Cluster::new();
+    let there = cluster.node2.pod("there");
+    link::set_mtu(&cluster.node2.host.netns, "pod-0", MTU).unwrap();
+    let nobodys = Sockets::of(&[]);
+    let args = [&World::DETECT_PODS[..], &nobodys.args()].concat();
+    let world = World::start(cluster, &web(&[(&there, "node-2")]), &args);
+    for ip in cluster_ips() {
+        let address = SocketAddr::new(own(&there.host, ip), 8080);
+        let listener = there.enter(|| TcpListener::bind(address).unwrap());
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut received = vec![0; LENGTH];
+            stream.read_exact(&mut received).unwrap();
+            stream.write_all(&received[..1]).unwrap();
+            received
+        });
+        let mut client = world
+            .cluster
+            .client
+            .enter(|| TcpStream::connect((ip, 80)).unwrap());
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.set_write_timeout(Some(PATIENCE)).unwrap();
+        let question: Vec<u8> = (0..LENGTH).map(|byte| (byte % 251) as u8).collect();
+        client.write_all(&question).unwrap();
+        let mut answer = [1];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(server.join().unwrap(), question);
+    }
+}
