@@ -16,6 +16,7 @@ mod flow;
 mod frontend;
 mod getpeername;
 mod ingress;
+mod maglev;
 mod maps;
 mod packet;
 mod recvmsg;

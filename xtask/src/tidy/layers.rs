@@ -29,6 +29,7 @@ const LAYERS: &[&[&str]] = &[
 /// The modules that talk to the world. All others are pure: they do no I/O, read no clock and start nothing.
 const IO: &[&str] = &[
     "dataplane::ebpf::attach",
+    "dataplane::ebpf::filler",
     "dataplane::ebpf::hooks",
     "dataplane::ebpf::links",
     "dataplane::ebpf::maps",

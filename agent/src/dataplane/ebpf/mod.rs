@@ -1,19 +1,22 @@
 //! The eBPF back end: sockets of this node, and of its pods, are connected to back ends by BPF programs; what those leave
 //! alone goes by the nftables rules, which stand beside them with the same content.
 //!
-//! `layout` says what the maps hold, `order` in which order they are written, `needs` what a machine must have. Only `maps`,
-//! `attach`, `links` and `probe` do I/O. Tried with Linux 6.18.
+//! `layout` says what the maps hold, `order` in which order they are written, `maglev` and `tables` what consistent hashing adds, `needs` what a machine must have. Only `maps`,
+//! `filler`, `attach`, `hooks`, `links` and `probe` do I/O. Tried with Linux 6.18.
 
 mod attach;
 mod devices;
+mod filler;
 mod hooks;
 mod layout;
 mod links;
+pub mod maglev;
 mod maps;
 mod needs;
 mod order;
 mod probe;
 pub mod render;
+mod tables;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -28,10 +31,11 @@ use crate::plan::{Detector, Tables};
 use hooks::Follower;
 use layout::Entries;
 use links::{Links, Watcher};
+use maglev::TableSize;
 use maps::Maps;
 use order::writes;
 
-/// Where things of the machine are that the programs need.
+/// Where things of the machine are that the programs need, and how they are set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// The cgroup whose sockets are balanced; `None`: the root of the hierarchy, and so all of the machine's.
@@ -42,6 +46,8 @@ pub struct Places {
     pub devices: Vec<String>,
     /// Whether programs are attached to devices by links, where the kernel has such.
     pub tcx: bool,
+    /// How many slots tables of consistent hashing have.
+    pub table_size: TableSize,
 }
 
 /// What is told of changes by others.
@@ -115,8 +121,9 @@ impl Ebpf {
     /// Makes the maps hold what the rules hold.
     fn fill(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
         let found = self.maps.read(family)?;
-        let wanted = Entries::of(family, held);
+        let wanted = Entries::of(family, held, self.places.table_size);
         self.maps.write(&writes(&found, &wanted))?;
+        self.maps.tables.set(family, &wanted);
         *self.unfilled.get_mut(family) = false;
         Ok(())
     }
@@ -148,8 +155,10 @@ impl Dataplane for Ebpf {
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
         self.nft.apply(family, held, delta)?;
-        let (before, after) = Entries::around(family, held, delta);
-        self.maps.write(&writes(&before, &after))
+        let (before, after) = Entries::around(family, held, delta, self.places.table_size);
+        self.maps.write(&writes(&before, &after))?;
+        self.maps.tables.change(family, &before, &after);
+        Ok(())
     }
 
     fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
