@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser};
 
 use crate::dataplane::Backend;
+use crate::dataplane::ebpf::maglev::TableSize;
 use crate::dry_run::Output;
 pub use ignored::Ignored;
 
@@ -189,6 +190,11 @@ pub struct BackendFlags {
     /// Whether --backend ebpf attaches to devices by tcx links where the kernel has them (Linux 6.6), rather than by clsact filters
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub enable_tcx: bool,
+
+    /// How many slots the tables have by which --backend ebpf chooses for clients outside, so that all nodes choose alike: a prime
+    /// number, a hundred times as many as a Service has endpoints or more
+    #[arg(long, value_name = "PRIME", default_value_t = TableSize::DEFAULT)]
+    pub maglev_table_size: TableSize,
 }
 
 /// What others can ask proxyd.

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::dataplane::Backend;
+use crate::dataplane::ebpf::maglev::TableSize;
 use crate::dataplane::ebpf::{self, render::Maps};
 use crate::dataplane::nft::{Duty, Skeleton, SkeletonConfig, render};
 use crate::diff::{Held, diff};
@@ -30,6 +31,8 @@ pub struct Settings<'a> {
     pub skeleton: &'a SkeletonConfig,
     /// What balances.
     pub backend: Backend,
+    /// How many slots tables of consistent hashing have.
+    pub table_size: TableSize,
     /// What to print. JSON is of the BPF maps alone, whatever balances.
     pub output: Output,
     /// The addresses of this machine.
@@ -126,7 +129,7 @@ fn as_text(
         }
         if settings.backend == Backend::Ebpf {
             text.push('\n');
-            for line in maps(family, &tables).lines() {
+            for line in maps(family, &tables, settings).lines() {
                 comment(&mut text, &line);
             }
         }
@@ -145,7 +148,7 @@ fn as_json(snapshot: &Snapshot, settings: &Settings<'_>) -> String {
         node: settings.node_name,
         families: Family::ALL.map(|family| {
             let tables = plan::tables(snapshot, settings.plan, family, &Scope::All);
-            maps(family, &tables)
+            maps(family, &tables, settings)
         }),
     };
     let text = serde_json::to_string_pretty(&document);
@@ -153,10 +156,10 @@ fn as_json(snapshot: &Snapshot, settings: &Settings<'_>) -> String {
 }
 
 /// What the BPF maps hold beside these tables.
-fn maps(family: Family, tables: &Tables) -> Maps {
+fn maps(family: Family, tables: &Tables, settings: &Settings<'_>) -> Maps {
     let mut held = Held::default();
     held.apply(&diff(&held, tables, &Scope::All));
-    Maps::of(family, &held)
+    Maps::of(family, &held, settings.table_size)
 }
 
 fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> Vec<T> {

@@ -246,6 +246,7 @@ pub fn plan_once(
         plan: &config.plan,
         skeleton: &config.skeleton,
         backend: config.backend,
+        table_size: config.places.table_size,
         output,
         host_addresses,
         unread: errors.iter().map(ToString::to_string).collect(),

@@ -7,12 +7,14 @@ use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{
     ANYWHERE, Choice, Destination, FIRST_LOCAL, Frontend, FrontendKey, GUARDED, HERE,
     LOCAL_OUTSIDE, MASQUERADE_ALL, MASQUERADE_OUTSIDE, NetworkKey, SourceKey, Tuple,
+    hash_of_client, hash_of_flow,
 };
 
 use crate::address::same;
 use crate::count;
 use crate::flow::{begin, goes_on, make_way, receiver, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
+use crate::maglev::look_up;
 use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::parse;
 use crate::rewrite::rewrite;
@@ -93,23 +95,42 @@ fn choose(
     (is_pod, now): (bool, u64),
 ) -> Option<Destination> {
     let is_local = frontend.flags & LOCAL_OUTSIDE != 0 && !is_pod;
-    let list = |frontend: &Frontend| list(frontend, is_local);
-    if frontend.affinity_seconds == 0 {
-        return pick(key, list(frontend), list);
-    }
     let client = SourceKey {
         source: tuple.source,
         frontend: *key,
         padding: 0,
     };
-    let wanted = if is_local { HERE } else { ANYWHERE };
-    // SAFETY: the value is copied at once.
-    let choice = unsafe { SOURCE_AFFINITY.get(client) }.copied();
-    let limits = (frontend.affinity_seconds, wanted);
-    let backend = match choice.and_then(|choice| recall(&choice, now, key, limits)) {
-        Some(backend) => backend,
-        None => pick(key, list(frontend), list)?,
+    let keeps = frontend.affinity_seconds != 0;
+    if keeps {
+        let wanted = if is_local { HERE } else { ANYWHERE };
+        // SAFETY: the value is copied at once.
+        let choice = unsafe { SOURCE_AFFINITY.get(client) }.copied();
+        let limits = (frontend.affinity_seconds, wanted);
+        if let Some(backend) = choice.and_then(|choice| recall(&choice, now, key, limits)) {
+            remember(&client, backend, now);
+            return Some(backend);
+        }
+    }
+    // The table of a front end with local back ends is one of those.
+    let is_hashed = frontend.flags & LOCAL_OUTSIDE == 0 || is_local;
+    let hash = if keeps {
+        hash_of_client(&tuple.source)
+    } else {
+        let ports = [tuple.source_port, tuple.destination_port];
+        hash_of_flow(&tuple.source, ports, tuple.protocol)
     };
+    let list = |frontend: &Frontend| list(frontend, is_local);
+    let backend =
+        look_up(&frontend.table, hash, is_hashed).or_else(|| pick(key, list(frontend), list))?;
+    if keeps {
+        remember(&client, backend, now);
+    }
+    Some(backend)
+}
+
+/// Has a client keep its back end.
+#[inline(always)]
+fn remember(client: &SourceKey, backend: Destination, now: u64) {
     let choice = Choice {
         used_at: now,
         backend,
@@ -117,7 +138,6 @@ fn choose(
     };
     // Nothing is lost but the client's affinity if that fails.
     let _ = SOURCE_AFFINITY.insert(client, choice, 0);
-    Some(backend)
 }
 
 #[inline(always)]

@@ -17,6 +17,7 @@ mod flow;
 mod frontend;
 mod getpeername;
 mod ingress;
+mod maglev;
 mod maps;
 mod packet;
 mod recvmsg;

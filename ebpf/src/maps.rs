@@ -6,8 +6,8 @@ use aya_ebpf::macros::btf_map;
 use proxyd_ebpf_common::{
     AllowedKey, BackendKey, Choice, ClientKey, Counter, Destination, Device, Flow, FragmentKey,
     Frontend, FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, MAX_NETWORKS,
-    MAX_NODE_ADDRESSES, MAX_REMEMBERED, MemberKey, NetworkKey, PeerKey, Settings, SourceKey, Tuple,
-    WhoMayCall,
+    MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED, MemberKey, NetworkKey, PeerKey, Piece,
+    PieceKey, Settings, SourceKey, TableKey, Tuple, WhoMayCall,
 };
 
 use crate::work::Work;
@@ -30,6 +30,14 @@ pub static BACKENDS: HashMap<BackendKey, Destination, MAX_BACKENDS, GROWS> = Has
 /// Which back ends a front end has whose clients keep theirs.
 #[btf_map(name = "members")]
 pub static MEMBERS: HashMap<MemberKey, u8, MAX_BACKENDS, GROWS> = HashMap::new();
+
+/// The tables of consistent hashing, in pieces.
+#[btf_map(name = "tables")]
+pub static TABLES: HashMap<PieceKey, Piece, MAX_PIECES, GROWS> = HashMap::new();
+
+/// The back ends that tables lead to.
+#[btf_map(name = "table_backends")]
+pub static TABLE_BACKENDS: HashMap<TableKey, Destination, MAX_BACKENDS, GROWS> = HashMap::new();
 
 /// The addresses that have NodePorts.
 #[btf_map(name = "node_addresses")]

@@ -306,11 +306,13 @@ fn programs_that_others_take_away_are_attached_again() {
     let pods = balanced.pods();
     wait_for_answers(&balanced.pod.host, Protocol::Tcp, to, &pods);
     // Two times, for two families; a third time would be one that nobody asked for.
-    let metrics = get(node, "127.0.0.1:10249".parse().unwrap(), "/metrics").unwrap();
     let counter = "kubeproxy_sync_proxy_rules_foreign_changes_total";
     for family in ["IPv4", "IPv6"] {
         let line = format!("{counter}{{ip_family=\"{family}\"}} 2");
-        assert!(metrics.body.contains(&line), "{}", metrics.body);
+        eventually(&line, PATIENCE, || {
+            let metrics = get(node, "127.0.0.1:10249".parse().unwrap(), "/metrics").unwrap();
+            metrics.body.contains(&line)
+        });
     }
 }
 
@@ -318,7 +320,7 @@ fn programs_that_others_take_away_are_attached_again() {
 fn cleanup_leaves_nothing() {
     let mut balanced = Balanced::start(&json!({}));
     let pins = balanced.sockets.pins().to_owned();
-    assert!(pins.join("maps-2/frontends").exists());
+    assert!(pins.join("links/connect4").exists());
     let agent = &mut balanced.world.agent;
     agent.signal(Signal::SIGTERM);
     eventually("it has ended", PATIENCE, || agent.exited().is_some());

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use proxyd::dataplane::ebpf::maglev::TableSize;
 use proxyd::dataplane::nft::SkeletonConfig;
 use proxyd::dry_run::{Settings, dry_run};
 use proxyd::model::PerFamily;
@@ -78,6 +79,7 @@ fn the_objects_come_to_every_kind_of_element_and_complaint() {
             plan: &plan,
             skeleton: &skeleton,
             backend: proxyd::dataplane::Backend::Nftables,
+            table_size: TableSize::DEFAULT,
             output: proxyd::dry_run::Output::Text,
             host_addresses: BTreeSet::new(),
             unread: Vec::new(),

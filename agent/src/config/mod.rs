@@ -120,6 +120,7 @@ impl Config {
             pins: std::mem::take(&mut cli.backend.bpf_path),
             devices: std::mem::take(&mut cli.backend.devices),
             tcx: cli.backend.enable_tcx,
+            table_size: cli.backend.maglev_table_size,
         };
         let flags = Raw::of_flags(cli);
         let mode_flag = flags.proxy_mode.as_ref().map(|given| given.value.clone());

@@ -93,6 +93,7 @@ fn run_on(backend: Backend, output: Output, objects: &Objects) -> DryRun {
             masquerade_bit: 14,
         },
         backend,
+        table_size: TableSize::DEFAULT,
         output,
         host_addresses: BTreeSet::from(["192.168.0.2".parse().unwrap()]),
         unread: Vec::new(),
@@ -484,7 +485,7 @@ fn the_maps_of_the_programs_follow_the_rules() {
         #   127.0.0.1: NodePorts for the node itself
         #   192.168.0.2: NodePorts
         #   10.1.0.0/16: pods
-        #   NodePort 30080 tcp: back ends: 2, masqueraded
+        #   NodePort 30080 tcp: back ends: 2, hashed for clients outside, masqueraded
         #     0 → 10.1.0.1:8080
         #     1 → 10.1.0.2:8080
         #   10.96.0.1:80 tcp: back ends: 2, masqueraded for others than pods

@@ -8,10 +8,14 @@
 #![deny(missing_docs)]
 
 mod flow;
+mod maglev;
 
 pub use flow::{
     AllowedKey, CLOSING, Counter, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS, NEW,
     NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
+};
+pub use maglev::{
+    PIECE_SLOTS, Piece, PieceKey, Table, TableKey, hash_of_address, hash_of_client, hash_of_flow,
 };
 
 /// How many front ends there can be: ports of Services, at each of their addresses, and NodePorts.
@@ -35,6 +39,9 @@ pub const MAX_NETWORKS: usize = 1 << 16;
 
 /// How many devices can carry traffic.
 pub const MAX_DEVICES: usize = 1 << 12;
+
+/// How many pieces all tables of consistent hashing can have together: 15,420 tables of the usual size.
+pub const MAX_PIECES: usize = 1 << 18;
 
 /// An address and a port.
 #[repr(C)]
@@ -83,6 +90,8 @@ pub struct Frontend {
     pub affinity_seconds: u32,
     /// A set of flags such as [`MASQUERADE_ALL`].
     pub flags: u32,
+    /// Who chooses for clients outside, if there is such a table.
+    pub table: Table,
 }
 
 /// The index of the first back end on this node.
@@ -209,7 +218,11 @@ mod user {
         NetworkKey,
         AllowedKey,
         Device,
-        Counter
+        Counter,
+        Table,
+        PieceKey,
+        Piece,
+        TableKey
     );
 }
 
@@ -217,7 +230,7 @@ mod user {
 const _: () = {
     assert!(size_of::<Destination>() == 16 + 2 + 2);
     assert!(size_of::<FrontendKey>() == 16 + 2 + 1 + 1);
-    assert!(size_of::<Frontend>() == 4 * 4);
+    assert!(size_of::<Frontend>() == 4 * 4 + 16);
     assert!(size_of::<BackendKey>() == 20 + 4);
     assert!(size_of::<MemberKey>() == 20 + 20);
     assert!(size_of::<ClientKey>() == 8 + 20 + 4);

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use proxyd::dataplane::ebpf::maglev::TableSize;
 use proxyd::dataplane::nft::SkeletonConfig;
 use proxyd::diff::{Held, diff};
 use proxyd::dry_run::{Settings, dry_run};
@@ -54,6 +55,7 @@ pub fn check(bytes: &[u8]) {
             plan: &config,
             skeleton: &skeleton,
             backend: proxyd::dataplane::Backend::Nftables,
+            table_size: TableSize::DEFAULT,
             output: proxyd::dry_run::Output::Text,
             host_addresses,
             unread: Vec::new(),

@@ -30,6 +30,7 @@ const LAYERS: &[&[&str]] = &[
 const IO: &[&str] = &[
     "dataplane::ebpf::attach",
     "dataplane::ebpf::beside",
+    "dataplane::ebpf::filler",
     "dataplane::ebpf::hooks",
     "dataplane::ebpf::links",
     "dataplane::ebpf::maps",

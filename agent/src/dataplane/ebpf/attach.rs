@@ -45,14 +45,16 @@ const PROGRAMS: [&str; 8] = [
 
 /// What the maps' keys and values look like. Who changes them, or the maps' kinds, counts this up: maps of another layout
 /// are not taken over.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// The maps, which are pinned by their names.
-const MAPS: [&str; 17] = [
+const MAPS: [&str; 19] = [
     "settings",
     "frontends",
     "backends",
     "members",
+    "tables",
+    "table_backends",
     "node_addresses",
     "affinity",
     "udp_choices",

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
 
 use super::super::nft::Duty;
+use super::maglev::{Backends, TableSize};
 use crate::diff::{Delta, Entry, Held, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member, Policy, Tables};
@@ -31,6 +32,8 @@ pub(super) struct Entries {
     pub(super) pod_networks: BTreeSet<Prefix<bpf::NetworkKey>>,
     /// Which sources may call front ends that only some may.
     pub(super) allowed: BTreeSet<Prefix<bpf::AllowedKey>>,
+    /// The tables by which front ends choose for clients outside; those with the same back ends share one.
+    pub(super) tables: BTreeMap<bpf::Table, Backends>,
 }
 
 /// A key of which only a prefix counts.
@@ -44,10 +47,10 @@ pub(super) struct Prefix<K> {
 
 impl Entries {
     /// What the maps hold of a family.
-    pub(super) fn of(family: Family, held: &Held) -> Self {
+    pub(super) fn of(family: Family, held: &Held, size: TableSize) -> Self {
         let mut entries = Self::default();
         for (frontend, entry) in &held.entries {
-            entries.add(*frontend, entry, &held.members);
+            entries.add(*frontend, entry, &held.members, size);
         }
         for member in &held.members {
             match *member {
@@ -74,7 +77,12 @@ impl Entries {
     }
 
     /// What a delta touches, before and after.
-    pub(super) fn around(family: Family, held: &Held, delta: &Delta) -> (Self, Self) {
+    pub(super) fn around(
+        family: Family,
+        held: &Held,
+        delta: &Delta,
+        size: TableSize,
+    ) -> (Self, Self) {
         let guards = delta.members.iter().filter_map(|change| match change.key {
             Member::Guarded(frontend) | Member::AllowedSource(frontend, _) => Some(frontend),
             _ => None,
@@ -92,12 +100,18 @@ impl Entries {
                 .chain(of_node)
                 .collect(),
         };
-        let before = Self::of(family, &part);
+        let before = Self::of(family, &part, size);
         part.apply(delta);
-        (before, Self::of(family, &part))
+        (before, Self::of(family, &part, size))
     }
 
-    fn add(&mut self, frontend: Frontend, entry: &Entry, members: &BTreeSet<Member>) {
+    fn add(
+        &mut self,
+        frontend: Frontend,
+        entry: &Entry,
+        members: &BTreeSet<Member>,
+        size: TableSize,
+    ) {
         let Some(Verdict::Balance {
             policy,
             count,
@@ -120,6 +134,7 @@ impl Entries {
             local: local.into(),
             affinity_seconds: affinity.map_or(0, AffinityTimeout::seconds),
             flags: flags(policy) | guarded,
+            table: self.add_table(policy, entry, size),
         };
         self.frontends.insert(key, value);
         let keeps_clients = affinity.is_some() || key.protocol == Protocol::Udp.number();
@@ -140,6 +155,22 @@ impl Entries {
                 }
             }
         }
+    }
+
+    /// Adds the table of a front end that clients outside call, if it has a use for one.
+    fn add_table(&mut self, policy: Policy, entry: &Entry, size: TableSize) -> bpf::Table {
+        let list = match policy {
+            Policy::Cluster => return bpf::Table::NONE,
+            Policy::External => &entry.slots,
+            Policy::ExternalLocal => &entry.local,
+        };
+        let backends = list.iter().copied().flatten().map(destination);
+        let backends = Backends::new(backends);
+        let Some(table) = backends.table(size) else {
+            return bpf::Table::NONE;
+        };
+        self.tables.insert(table, backends);
+        table
     }
 }
 

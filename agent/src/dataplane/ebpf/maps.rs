@@ -10,6 +10,7 @@ use proxyd_ebpf_common as bpf;
 use tracing::warn;
 
 use super::super::DataplaneError;
+use super::filler::Filler;
 use super::layout::{Entries, Prefix, family_of, is_of};
 use super::order::Write;
 use crate::model::Family;
@@ -23,11 +24,13 @@ pub(super) struct Maps {
     pod_networks: Networks<bpf::NetworkKey>,
     allowed: Networks<bpf::AllowedKey>,
     counters: PerCpuHashMap<MapData, bpf::MemberKey, bpf::Counter>,
+    /// Who writes tables of consistent hashing.
+    pub(super) tables: Filler,
 }
 
 /// One of them.
 #[derive(Debug)]
-struct Map<K, V> {
+pub(super) struct Map<K, V> {
     map: HashMap<MapData, K, V>,
     full: Full,
 }
@@ -37,6 +40,15 @@ struct Map<K, V> {
 struct Networks<K> {
     map: LpmTrie<MapData, K, u8>,
     full: Full,
+}
+
+/// What came of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    /// It was made.
+    Done,
+    /// There was no room for it.
+    LeftOut,
 }
 
 /// What is said of a map that is full, once.
@@ -62,10 +74,11 @@ impl Maps {
                     .expect("the object has this map"),
             )
             .map_err(|error| refused("counters", "opened", error))?,
+            tables: Filler::start(loaded)?,
         })
     }
 
-    /// What they hold of a family.
+    /// What they hold of a family, without tables.
     pub(super) fn read(&self, family: Family) -> Result<Entries, DataplaneError> {
         let mut entries = Entries {
             frontends: self.frontends.read()?,
@@ -74,6 +87,7 @@ impl Maps {
             node_addresses: self.node_addresses.read()?,
             pod_networks: self.pod_networks.read()?,
             allowed: self.allowed.read()?,
+            tables: BTreeMap::new(),
         };
         entries.frontends.retain(|key, _| is_of(family, key));
         entries
@@ -106,7 +120,7 @@ impl Maps {
                     Err(error) if !is(&error, Errno::ENOENT) => {
                         Err(refused("counters", "written", error))
                     }
-                    _ => Ok(()),
+                    _ => Ok(Put::Done),
                 },
             }?;
         }
@@ -115,7 +129,8 @@ impl Maps {
 }
 
 impl<K: aya::Pod + Ord, V: aya::Pod> Map<K, V> {
-    fn take(loaded: &mut Ebpf, name: &'static str) -> Result<Self, DataplaneError> {
+    /// Takes it out of what was loaded.
+    pub(super) fn take(loaded: &mut Ebpf, name: &'static str) -> Result<Self, DataplaneError> {
         let map = loaded.take_map(name).expect("the object has this map");
         let map = HashMap::try_from(map);
         Ok(Self {
@@ -124,15 +139,28 @@ impl<K: aya::Pod + Ord, V: aya::Pod> Map<K, V> {
         })
     }
 
-    fn read(&self) -> Result<BTreeMap<K, V>, DataplaneError> {
+    /// What it holds.
+    pub(super) fn read(&self) -> Result<BTreeMap<K, V>, DataplaneError> {
         let entries = self.map.iter();
         let entries =
             entries.map(|entry| entry.map_err(|error| refused(self.full.name, "read", error)));
         entries.collect()
     }
 
+    /// The keys that it has.
+    pub(super) fn keys(&self) -> Result<Vec<K>, DataplaneError> {
+        let keys = self.map.keys();
+        let keys = keys.map(|key| key.map_err(|error| refused(self.full.name, "read", error)));
+        keys.collect()
+    }
+
+    /// Whether it has a key.
+    pub(super) fn has(&self, key: &K) -> bool {
+        self.map.get(key, 0).is_ok()
+    }
+
     /// Sets or removes what a key has.
-    fn put(&mut self, key: &K, to: Option<V>) -> Result<(), DataplaneError> {
+    pub(super) fn put(&mut self, key: &K, to: Option<V>) -> Result<Put, DataplaneError> {
         self.full.mind(match to {
             Some(value) => self.map.insert(key, value, 0),
             None => self.map.remove(key),
@@ -161,7 +189,7 @@ impl<K: aya::Pod + Ord> Networks<K> {
     }
 
     /// Adds or removes a prefix.
-    fn put(&mut self, prefix: &Prefix<K>, is_there: bool) -> Result<(), DataplaneError> {
+    fn put(&mut self, prefix: &Prefix<K>, is_there: bool) -> Result<Put, DataplaneError> {
         let key = Key::new(prefix.bits, prefix.key);
         self.full.mind(if is_there {
             self.map.insert(&key, 1, 0)
@@ -180,9 +208,9 @@ impl Full {
     }
 
     /// What is gone already need not be removed, and what does not fit is left out.
-    fn mind(&mut self, result: Result<(), MapError>) -> Result<(), DataplaneError> {
+    fn mind(&mut self, result: Result<(), MapError>) -> Result<Put, DataplaneError> {
         match result {
-            Err(error) if is(&error, Errno::ENOENT) => Ok(()),
+            Err(error) if is(&error, Errno::ENOENT) => Ok(Put::Done),
             // A trie says ENOSPC.
             Err(error) if is(&error, Errno::E2BIG) || is(&error, Errno::ENOSPC) => {
                 if !std::mem::replace(&mut self.was_said, true) {
@@ -191,9 +219,11 @@ impl Full {
                         self.name
                     );
                 }
-                Ok(())
+                Ok(Put::LeftOut)
             }
-            result => result.map_err(|error| refused(self.name, "written", error)),
+            result => result
+                .map(|()| Put::Done)
+                .map_err(|error| refused(self.name, "written", error)),
         }
     }
 }

@@ -2,21 +2,25 @@
 //! at devices. The nftables rules stand beside them with the same content. They refuse and drop, and balance only what
 //! programs do not.
 //!
-//! `layout` says what the maps hold, `order` in which order they are written, `devices` where programs are, `needs` what a machine must
-//! have. Only `maps`, `attach`, `hooks`, `links`, `beside`, `retire` and `probe` do I/O. Tried with Linux 6.18.
+//! `layout` says what the maps hold, `order` in which order they are written, `maglev` and `tables` what consistent hashing adds, `devices`
+//! where programs are, `needs` what a machine must have. Only `maps`, `filler`, `attach`, `hooks`, `links`, `beside`, `retire` and
+//! `probe` do I/O. Tried with Linux 6.18.
 
 mod attach;
 mod beside;
 mod devices;
+mod filler;
 mod hooks;
 mod layout;
 mod links;
+pub mod maglev;
 mod maps;
 mod needs;
 mod order;
 mod probe;
 pub mod render;
 mod retire;
+mod tables;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -33,11 +37,12 @@ use hooks::Follower;
 use layout::Entries;
 pub use layout::duty_for;
 use links::{Links, Watcher};
+use maglev::TableSize;
 use maps::Maps;
 use order::writes;
 pub use retire::Retiring;
 
-/// Where things of the machine are that the programs need.
+/// Where things of the machine are that the programs need, and how they are set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Places {
     /// The cgroup whose sockets are balanced; `None`: the root of the hierarchy, and so all of the machine's.
@@ -48,6 +53,8 @@ pub struct Places {
     pub devices: Vec<String>,
     /// Whether programs are attached to devices by links, where the kernel has such.
     pub tcx: bool,
+    /// How many slots tables of consistent hashing have.
+    pub table_size: TableSize,
 }
 
 /// What is told of changes by others.
@@ -123,8 +130,9 @@ impl Ebpf {
     /// Makes the maps hold what the rules hold.
     fn fill(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
         let found = self.maps.read(family)?;
-        let wanted = Entries::of(family, held);
+        let wanted = Entries::of(family, held, self.places.table_size);
         self.maps.write(&writes(&found, &wanted))?;
+        self.maps.tables.set(family, &wanted);
         *self.unfilled.get_mut(family) = false;
         Ok(())
     }
@@ -162,18 +170,24 @@ impl Dataplane for Ebpf {
     }
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
-        let (before, after) = Entries::around(family, held, delta);
+        let (before, after) = Entries::around(family, held, delta, self.places.table_size);
         let writes = writes(&before, &after);
         let duty = self.nft.duty(family);
-        let Some(duty) = self.beside.change(family, duty, held, delta) else {
-            self.nft.apply(family, held, delta)?;
-            return self.maps.write(&writes);
-        };
-        self.maps.write(&writes)?;
-        let mut held = held.clone();
-        held.apply(delta);
-        self.nft.set_duty(family, duty);
-        self.nft.make_anew(family, &held)
+        match self.beside.change(family, duty, held, delta) {
+            None => {
+                self.nft.apply(family, held, delta)?;
+                self.maps.write(&writes)?;
+            }
+            Some(duty) => {
+                self.maps.write(&writes)?;
+                let mut held = held.clone();
+                held.apply(delta);
+                self.nft.set_duty(family, duty);
+                self.nft.make_anew(family, &held)?;
+            }
+        }
+        self.maps.tables.change(family, &before, &after);
+        Ok(())
     }
 
     fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {

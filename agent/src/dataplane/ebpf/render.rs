@@ -10,6 +10,7 @@ use proxyd_ebpf_common as bpf;
 use serde::Serialize;
 
 use super::layout::{Entries, FRONTEND_BYTES};
+use super::maglev::TableSize;
 use crate::diff::Held;
 use crate::model::{Family, Protocol};
 
@@ -53,6 +54,8 @@ struct Frontend {
     /// How many of them, those on this node, clients outside choose from; none: from all.
     #[serde(skip_serializing_if = "Option::is_none")]
     local: Option<u32>,
+    /// Whether clients outside are given theirs by consistent hashing, and not by chance.
+    consistent_hashing: bool,
     backends: Vec<Backend>,
 }
 
@@ -89,8 +92,8 @@ struct Backend {
 
 impl Maps {
     /// Describes what is held.
-    pub fn of(family: Family, held: &Held) -> Self {
-        let entries = Entries::of(family, held);
+    pub fn of(family: Family, held: &Held, size: TableSize) -> Self {
+        let entries = Entries::of(family, held, size);
         let addresses = entries.node_addresses.iter();
         let addresses = addresses.map(|(address, who)| NodeAddress {
             address: ip(*address),
@@ -168,6 +171,7 @@ impl Frontend {
             local: has(bpf::LOCAL_OUTSIDE).then_some(frontend.local),
             affinity_seconds: (frontend.affinity_seconds != 0).then_some(frontend.affinity_seconds),
             count: frontend.count,
+            consistent_hashing: frontend.table != bpf::Table::NONE,
             backends: backends.collect(),
         }
     }
@@ -185,6 +189,9 @@ impl fmt::Display for Frontend {
         }
         if let Some(local) = self.local {
             write!(f, ", for clients outside {local} here")?;
+        }
+        if self.consistent_hashing {
+            f.write_str(", hashed for clients outside")?;
         }
         match self.masquerade {
             Masquerade::Everybody => f.write_str(", masqueraded")?,

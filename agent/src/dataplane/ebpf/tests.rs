@@ -1,12 +1,14 @@
 //! The maps hold what is held, a change writes what it touches, and no write on the way leaves a client with nobody.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use proxyd_ebpf_common as bpf;
 
 use super::layout::Entries;
+use super::maglev::TableSize;
 use super::order::{Write, writes};
+use super::tables::{Job, Step, Todo, Uses};
 use crate::diff::{Held, Slot, diff};
 use crate::model::{Family, Frontend, Protocol, Scope};
 use crate::plan::{Balance, Member, Policy, Rule, Tables};
@@ -99,45 +101,231 @@ fn backends(entries: &Entries, frontend: bpf::FrontendKey) -> BTreeSet<bpf::Dest
     of.map(|(_, backend)| *backend).collect()
 }
 
+/// Small, so that tests take no longer than they must.
+const SLOTS: u32 = 251;
+
+fn size() -> TableSize {
+    SLOTS.to_string().parse().unwrap()
+}
+
+fn of(held: &Held) -> Entries {
+    Entries::of(Family::V4, held, size())
+}
+
+/// What the kernel holds while one content becomes another: the maps that are written at once, and the tables that are made by and
+/// by.
+struct Kernel {
+    entries: Entries,
+    tables: BTreeMap<bpf::Table, (Vec<u16>, Vec<bpf::Destination>)>,
+    todo: Todo,
+}
+
+impl Kernel {
+    fn holding(entries: &Entries) -> Self {
+        let mut kernel = Self {
+            entries: entries.clone(),
+            tables: BTreeMap::new(),
+            todo: Todo::default(),
+        };
+        kernel.add(Job::Only(Family::V4, entries.tables.clone()));
+        while kernel.step() {}
+        kernel
+    }
+
+    fn add(&mut self, job: Job) {
+        let found = self.tables.iter();
+        let found = found.map(|(table, (_, backends))| (*table, backends.clone()));
+        self.todo.add(job, || Ok::<_, ()>(found.collect())).unwrap();
+    }
+
+    fn step(&mut self) -> bool {
+        match self.todo.next() {
+            None => return false,
+            Some(Step::Make(table, backends)) => {
+                let content = (backends.slots(table.size), backends.as_slice().to_vec());
+                self.tables.insert(table, content);
+            }
+            Some(Step::Remove(table)) => drop(self.tables.remove(&table)),
+        }
+        true
+    }
+
+    /// Whom flows get by the table of a front end, if it is there.
+    fn hashed(&self, frontend: &bpf::Frontend) -> Option<BTreeSet<bpf::Destination>> {
+        let (slots, backends) = self.tables.get(&frontend.table)?;
+        Some(
+            slots
+                .iter()
+                .map(|index| backends[usize::from(*index)])
+                .collect(),
+        )
+    }
+}
+
+/// The back ends that clients outside may get.
+fn outside(entries: &Entries, frontend: bpf::FrontendKey) -> BTreeSet<bpf::Destination> {
+    let Some(value) = entries.frontends.get(&frontend) else {
+        return BTreeSet::new();
+    };
+    let (first, count) = if value.flags & bpf::LOCAL_OUTSIDE != 0 {
+        (bpf::FIRST_LOCAL, value.local)
+    } else {
+        (0, value.count)
+    };
+    let place = |index| bpf::BackendKey { frontend, index };
+    let of = entries.backends.range(place(first)..place(first + count));
+    of.map(|(_, backend)| *backend).collect()
+}
+
 proptest! {
     #[test]
-    fn whoever_picks_on_the_way_gets_an_old_or_a_new_back_end(from in any_tables(), to in any_tables()) {
+    fn whoever_picks_on_the_way_gets_an_old_or_a_new_back_end(
+        from in any_tables(),
+        to in any_tables(),
+        // How many tables are made or removed after each write.
+        pace in 0..3_usize,
+        hear_first in any::<bool>(),
+    ) {
         let held = loaded(&from);
         let delta = diff(&held, &to, &Scope::All);
         let mut after = held.clone();
         after.apply(&delta);
-        let [before, after] = [held, after].map(|held| Entries::of(Family::V4, &held));
-        let mut now = before.clone();
+        let [before, after] = [held, after].map(|held| of(&held));
+        let mut now = Kernel::holding(&before);
+        let job = Uses::of(&before).change(&before, &after);
+        if hear_first {
+            now.add(job.clone());
+        }
         for write in writes(&before, &after) {
-            make(&mut now, write);
-            for (frontend, value) in &now.frontends {
+            make(&mut now.entries, write);
+            for _ in 0..pace {
+                now.step();
+            }
+            for (frontend, value) in &now.entries.frontends {
                 let known: BTreeSet<_> =
                     backends(&before, *frontend).union(&backends(&after, *frontend)).copied().collect();
                 let local = bpf::FIRST_LOCAL..bpf::FIRST_LOCAL + value.local;
                 for index in (0..value.count).chain(local) {
-                    let picked = now.backends.get(&bpf::BackendKey { frontend: *frontend, index });
+                    let picked = now.entries.backends.get(&bpf::BackendKey { frontend: *frontend, index });
                     prop_assert!(picked.is_some_and(|backend| known.contains(backend)), "{write:?}");
                 }
+                let known: BTreeSet<_> =
+                    outside(&before, *frontend).union(&outside(&after, *frontend)).copied().collect();
+                prop_assert!(now.hashed(value).is_none_or(|hashed| hashed.is_subset(&known)), "{write:?}");
             }
             let stays = before.frontends.keys().filter(|key| after.frontends.contains_key(key));
             for frontend in stays {
-                prop_assert!(now.frontends.contains_key(frontend), "{write:?}");
+                prop_assert!(now.entries.frontends.contains_key(frontend), "{write:?}");
             }
         }
-        prop_assert_eq!(now, after);
+        if !hear_first {
+            now.add(job);
+        }
+        while now.step() {}
+        for (frontend, value) in &after.frontends {
+            let outside = outside(&after, *frontend);
+            let is_hashed = value.flags & bpf::MASQUERADE_OUTSIDE == 0 && outside.len() > 1;
+            prop_assert_eq!(now.hashed(value), is_hashed.then_some(outside));
+        }
+        prop_assert!(now.tables.keys().eq(after.tables.keys()));
+        now.entries.tables = after.tables.clone();
+        prop_assert_eq!(now.entries, after);
     }
 
     #[test]
     fn a_change_writes_what_it_touches_as_if_all_were_compared(from in any_tables(), to in any_tables()) {
         let held = loaded(&from);
         let delta = diff(&held, &to, &Scope::All);
-        let (before, after) = Entries::around(Family::V4, &held, &delta);
-        let mut now = Entries::of(Family::V4, &held);
+        let (before, after) = Entries::around(Family::V4, &held, &delta, size());
+        let mut now = of(&held);
+        let mut uses = Uses::of(&now);
+        let Job::Change { new, gone } = uses.change(&before, &after) else { unreachable!() };
         writes(&before, &after).into_iter().for_each(|write| make(&mut now, write));
+        prop_assert!(new.keys().all(|table| !now.tables.contains_key(table)));
+        now.tables.extend(new);
+        now.tables.retain(|table, _| !gone.contains(table));
         let mut later = held.clone();
         later.apply(&delta);
-        prop_assert_eq!(now, Entries::of(Family::V4, &later));
+        prop_assert_eq!(uses, Uses::of(&of(&later)));
+        prop_assert_eq!(now, of(&later));
     }
+
+    #[test]
+    fn an_agent_makes_what_lacks_whatever_an_earlier_one_left(
+        from in any_tables(),
+        to in any_tables(),
+        steps in 0..9_usize,
+        torn in 0..4_usize,
+    ) {
+        let [before, after] = [from, to].map(|tables| of(&loaded(&tables)));
+        let mut kernel = Kernel::holding(&before);
+        kernel.add(Job::Only(Family::V4, after.tables.clone()));
+        for _ in 0..steps {
+            kernel.step();
+        }
+        // Killed while it made or removed one: some back ends are not there, and who knows which slots.
+        if let Some((slots, backends)) = kernel.tables.values_mut().nth(torn) {
+            slots.clear();
+            backends.truncate(torn % backends.len());
+        }
+        // Changes that were not done go with the agent.
+        kernel.todo = Todo::default();
+        let none = Entries::default();
+        kernel.add(Job::Only(Family::V6, none.tables));
+        kernel.add(Job::Only(Family::V4, after.tables.clone()));
+        while kernel.step() {}
+        let expected = Kernel::holding(&after);
+        prop_assert_eq!(kernel.tables, expected.tables);
+    }
+}
+
+#[test]
+fn front_ends_with_the_same_back_ends_share_a_table_until_the_last_one_goes() {
+    let rule = |policy, local: bool| {
+        let backends = ["10.1.0.1:80", "10.1.0.2:80"].map(backend).to_vec();
+        Rule::Balance(Balance {
+            policy,
+            local: if local { backends.clone() } else { Vec::new() },
+            backends,
+            affinity: None,
+        })
+    };
+    let with = |rules: &[(u8, Rule)]| {
+        let mut tables = Tables::default();
+        let rules = rules.iter().cloned();
+        tables
+            .rules
+            .extend(rules.map(|(number, rule)| (frontend(number), rule)));
+        of(&loaded(&tables))
+    };
+    let cluster = (0, rule(Policy::Cluster, false));
+    let external = (1, rule(Policy::External, false));
+    let here = (3, rule(Policy::ExternalLocal, true));
+    let both = with(&[cluster.clone(), external.clone(), here.clone()]);
+    let one = with(&[cluster.clone(), here]);
+    let none = with(&[cluster, (3, rule(Policy::ExternalLocal, false))]);
+    assert_eq!(
+        [&both, &one, &none].map(|entries| entries.tables.len()),
+        [1, 1, 0]
+    );
+
+    let mut uses = Uses::of(&both);
+    let nothing = Job::Change {
+        new: BTreeMap::new(),
+        gone: BTreeSet::new(),
+    };
+    assert_eq!(uses.change(&both, &one), nothing);
+    let table = *one.tables.keys().next().unwrap();
+    let gone = Job::Change {
+        new: BTreeMap::new(),
+        gone: [table].into(),
+    };
+    assert_eq!(uses.change(&one, &none), gone);
+    let new = Job::Change {
+        new: one.tables.clone(),
+        gone: BTreeSet::new(),
+    };
+    assert_eq!(uses.change(&none, &one), new);
 }
 
 #[test]
@@ -157,7 +345,7 @@ fn a_front_end_says_who_gets_what_and_who_may_call() {
         // SCTP.
         tables.rules.insert(frontend(2), balance(policy));
         tables.members.extend(members);
-        let entries = Entries::of(Family::V4, &loaded(&tables));
+        let entries = of(&loaded(&tables));
         let flags: Vec<u32> = entries.frontends.values().map(|f| f.flags).collect();
         (flags, entries.allowed.len())
     };
@@ -188,7 +376,7 @@ fn what_was_counted_is_forgotten_with_the_back_end_and_not_when_that_moves() {
     };
     let held = loaded(&tables(&["10.1.0.1:80", "10.1.0.2:80", "10.1.0.3:80"]));
     let delta = diff(&held, &tables(&["10.1.0.2:80", "10.1.0.3:80"]), &Scope::All);
-    let (before, after) = Entries::around(Family::V4, &held, &delta);
+    let (before, after) = Entries::around(Family::V4, &held, &delta, size());
     let forgotten: Vec<_> = writes(&before, &after)
         .into_iter()
         .filter_map(|write| match write {
@@ -216,7 +404,7 @@ fn a_hole_that_someone_tore_is_no_back_end() {
             affinity: None,
         }),
     );
-    let entries = Entries::of(Family::V4, &held);
+    let entries = of(&held);
     let indexes: Vec<u32> = entries.backends.keys().map(|key| key.index).collect();
     assert_eq!(indexes, [1]);
 }
@@ -227,7 +415,7 @@ fn the_node_alone_calls_the_loopback_address() {
     tables
         .members
         .insert(Member::NodePortAddress(ip("192.168.0.1")));
-    let entries = Entries::of(Family::V4, &loaded(&tables));
+    let entries = of(&loaded(&tables));
     let mapped = |last: [u8; 4]| {
         let mut address = [0; 16];
         address[10..12].fill(0xff);

@@ -62,6 +62,7 @@ fn the_maps_are_printed_as_json() {
                   "affinitySeconds": 10800,
                   "count": 1,
                   "local": 1,
+                  "consistentHashing": false,
                   "backends": [
                     {
                       "index": 0,
@@ -82,6 +83,7 @@ fn the_maps_are_printed_as_json() {
                   "masquerade": "outside",
                   "affinitySeconds": 10800,
                   "count": 1,
+                  "consistentHashing": false,
                   "backends": [
                     {
                       "index": 0,
@@ -98,6 +100,7 @@ fn the_maps_are_printed_as_json() {
                   "affinitySeconds": 10800,
                   "count": 1,
                   "local": 1,
+                  "consistentHashing": false,
                   "backends": [
                     {
                       "index": 0,
@@ -125,6 +128,7 @@ fn the_maps_are_printed_as_json() {
                   "affinitySeconds": 10800,
                   "count": 1,
                   "local": 1,
+                  "consistentHashing": false,
                   "backends": [
                     {
                       "index": 0,
@@ -145,6 +149,7 @@ fn the_maps_are_printed_as_json() {
                   "masquerade": "outside",
                   "affinitySeconds": 10800,
                   "count": 1,
+                  "consistentHashing": false,
                   "backends": [
                     {
                       "index": 0,
@@ -217,6 +222,9 @@ fn lines_of(family: &Value) -> Vec<String> {
         }
         if let Some(local) = frontend.get("local") {
             line += &format!(", for clients outside {local} here");
+        }
+        if frontend["consistentHashing"] == true {
+            line += ", hashed for clients outside";
         }
         line += match &*text(&frontend["masquerade"]) {
             "everybody" => ", masqueraded",
