@@ -20,7 +20,7 @@ use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::sockets::Sockets;
 use proxyd_tests::traffic::{Conversation, Protocol, ask};
 use proxyd_tests::wait::{eventually, poll};
-use proxyd_tests::world::{PATIENCE, World, expect_answers, wait_for_answers};
+use proxyd_tests::world::{PATIENCE, SILENCE, World, expect_answers, wait_for_answers};
 use serde_json::{Value, json};
 
 const NODE_PORT: u16 = 30080;
@@ -332,8 +332,10 @@ fn cleanup_leaves_nothing() {
     assert!(!pins.exists());
     assert_eq!(nft(node, &["list", "tables"], ""), "");
     let to = SocketAddr::new(cluster_ips()[0], 80);
-    let answer = ask(&balanced.pod.host.netns, Protocol::Tcp, to, PATIENCE);
-    assert!(answer.is_err(), "{answer:?}");
+    // The kernel detaches programs a moment after their pins are gone.
+    eventually("nothing is balanced", PATIENCE, || {
+        ask(&balanced.pod.host.netns, Protocol::Tcp, to, SILENCE).is_err()
+    });
 }
 
 /// A program that anybody can run, and an empty directory of manifests: what is built may lie where only its owner reads.
