@@ -12,13 +12,13 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use proxyd_ebpf_common::{
-    ANYWHERE, AT_ADDRESS, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey, HERE,
+    AGREED, ANYWHERE, AT_ADDRESS, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey, HERE,
     MASQUERADE_PORTS, NEW, PENDING, Tuple,
 };
 
 use crate::address::same;
 use crate::frontend::has;
-use crate::maps::{EGRESS_FLOWS, INGRESS_FLOWS};
+use crate::maps::{EGRESS_FLOWS, Flows, INGRESS_FLOWS};
 use crate::packet::{Packet, TCP, UDP};
 use crate::work::Work;
 
@@ -31,6 +31,9 @@ const TIMEOUT: u64 = 120 * SECOND;
 
 /// A client that asks again within this time has not heard from the back end yet.
 const PATIENCE: u64 = 10 * SECOND;
+
+/// So many bits of the time, which are 17 seconds, pass before the other direction is told that a connection is in use.
+const TELLS_AFTER: u32 = 34;
 
 /// How often a port is tried that may be taken.
 const TRIES: u32 = 16;
@@ -75,17 +78,45 @@ pub fn goes_on(flow: &Flow, packet: &Packet, now: u64) -> bool {
         || has(&flow.frontend, &receiver(&flow.to), ANYWHERE | HERE)
 }
 
-/// Notes a packet.
+/// Notes a packet. What both directions have to know is told to that of its answers, which is one of the other hook's flows: that a
+/// connection is established or was reset, and, now and then, that it is in use.
 #[inline(always)]
-pub fn touch(flow: &mut Flow, packet: &Packet, now: u64) {
+pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
+    let Work { packet, key, .. } = work;
     if packet.is_error() {
         return;
     }
+    let mut is_told = now >> TELLS_AFTER != flow.used_at >> TELLS_AFTER;
     flow.used_at = now;
     if packet.closes() {
         flow.state = CLOSING;
-    } else if flow.state == NEW && !packet.has_syn() {
+        is_told |= packet.resets();
+    } else if packet.has_syn() {
+        if flow.state == NEW && !packet.is_syn() {
+            flow.state = AGREED;
+        }
+    } else if flow.state == NEW || flow.state == AGREED {
         flow.state = ESTABLISHED;
+        is_told = true;
+    }
+    if !is_told {
+        return;
+    }
+    *key = flow.to.reversed();
+    let Some(there) = answers.get_ptr_mut(&*key) else {
+        return;
+    };
+    // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
+    let there = unsafe { &mut *there };
+    *key = packet.tuple.reversed();
+    if !same_tuple(&there.to, key) {
+        return;
+    }
+    there.used_at = now;
+    if packet.resets() {
+        there.state = CLOSING;
+    } else if there.state == AGREED && flow.state == ESTABLISHED {
+        there.state = ESTABLISHED;
     }
 }
 
@@ -109,9 +140,10 @@ pub fn begin(
     key.destination_port = packet.tuple.source_port;
     key.protocol = packet.tuple.protocol;
     key.padding = [0; 3];
-    // The client may talk to the same back end by another front end from the same port already.
+    // The client may talk to the same back end by another front end from the same port already. And of one that calls
+    // itself, packets there and back must not look the same.
     let mut tries = 0;
-    while !claim_answers(key, flow, now) {
+    while same_tuple(key, &key.reversed()) || !claim_answers(key, flow, now) {
         tries += 1;
         if tries == TRIES {
             return None;

@@ -12,7 +12,7 @@ use proxyd_ebpf_common::{
 use crate::address::same;
 use crate::flow::{begin, goes_on, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
-use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
+use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::parse;
 use crate::rewrite::rewrite;
 use crate::work::{Direction, work};
@@ -39,7 +39,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
         let flow = unsafe { &mut *flow };
         if goes_on(flow, &work.packet, now) {
-            touch(flow, &work.packet, now);
+            touch(work, flow, now, &EGRESS_FLOWS);
             return Some(sent(rewrite(ctx, &work.packet, &flow.to)));
         }
     }

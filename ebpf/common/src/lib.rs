@@ -10,8 +10,8 @@
 mod flow;
 
 pub use flow::{
-    AllowedKey, CLOSING, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS, NEW, NetworkKey,
-    PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
+    AGREED, AllowedKey, CLOSING, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS, NEW,
+    NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
 };
 
 /// How many front ends there can be: ports of Services, at each of their addresses, and NodePorts.
