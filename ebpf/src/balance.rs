@@ -5,7 +5,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_g
 use aya_ebpf::programs::SockAddrContext;
 use proxyd_ebpf_common::{
     ANYWHERE, Choice, ClientKey, Destination, Frontend, FrontendKey, GUARDED, LOCAL_OUTSIDE,
-    PeerKey, THE_NODES_DEVICE,
+    MemberKey, PeerKey, THE_NODES_DEVICE,
 };
 
 use crate::address::{is_v4, protocol};
@@ -92,7 +92,10 @@ pub fn choose(
     if is_flow {
         let _ = UDP_CHOICES.insert(flow, backend, 0);
     }
-    count::connection(&key, &backend);
+    count::connection(&MemberKey {
+        frontend: key,
+        backend,
+    });
     let peer = PeerKey {
         socket,
         backend,

@@ -8,7 +8,7 @@ use proxyd_ebpf_common::PENDING;
 
 use crate::flow::{masquerade, touch};
 use crate::ingress::sent;
-use crate::maps::{DEVICES, EGRESS_FLOWS};
+use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS};
 use crate::packet::parse;
 use crate::rewrite::rewrite;
 use crate::work::{Direction, work};
@@ -54,6 +54,6 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             return Some(SHOT);
         }
     }
-    touch(flow, &work.packet, now);
+    touch(work, flow, now, &INGRESS_FLOWS);
     Some(sent(rewrite(ctx, &work.packet, &flow.to)))
 }

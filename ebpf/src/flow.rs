@@ -12,13 +12,13 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use proxyd_ebpf_common::{
-    ANYWHERE, AT_ADDRESS, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey, HERE,
+    AGREED, ANYWHERE, AT_ADDRESS, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey, HERE,
     MASQUERADE_PORTS, NEW, PENDING, Tuple,
 };
 
 use crate::address::same;
 use crate::frontend::has;
-use crate::maps::{EGRESS_FLOWS, INGRESS_FLOWS};
+use crate::maps::{EGRESS_FLOWS, Flows, INGRESS_FLOWS};
 use crate::packet::{Packet, UDP};
 use crate::work::Work;
 
@@ -26,6 +26,9 @@ const SECOND: u64 = 1_000_000_000;
 
 /// A client that asks again within this time has not heard from the back end yet.
 const PATIENCE: u64 = 10 * SECOND;
+
+/// So many bits of the time, which are 17 seconds, pass before the other direction is told that a connection is in use.
+const TELLS_AFTER: u32 = 34;
 
 /// How often a port is tried that may be taken.
 const TRIES: u32 = 16;
@@ -58,17 +61,45 @@ pub fn goes_on(flow: &Flow, packet: &Packet, now: u64) -> bool {
         || has(&flow.frontend, &receiver(&flow.to), ANYWHERE | HERE)
 }
 
-/// Notes a packet.
+/// Notes a packet. What both directions have to know is told to that of its answers, which is one of the other hook's flows: that a
+/// connection is established or was reset, and, now and then, that it is in use.
 #[inline(always)]
-pub fn touch(flow: &mut Flow, packet: &Packet, now: u64) {
+pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
+    let Work { packet, key, .. } = work;
     if packet.is_error() {
         return;
     }
+    let mut is_told = now >> TELLS_AFTER != flow.used_at >> TELLS_AFTER;
     flow.used_at = now;
     if packet.closes() {
         flow.state = CLOSING;
-    } else if flow.state == NEW && !packet.has_syn() {
+        is_told |= packet.resets();
+    } else if packet.has_syn() {
+        if flow.state == NEW && !packet.is_syn() {
+            flow.state = AGREED;
+        }
+    } else if flow.state == NEW || flow.state == AGREED {
         flow.state = ESTABLISHED;
+        is_told = true;
+    }
+    if !is_told {
+        return;
+    }
+    *key = flow.to.reversed();
+    let Some(there) = answers.get_ptr_mut(&*key) else {
+        return;
+    };
+    // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
+    let there = unsafe { &mut *there };
+    *key = packet.tuple.reversed();
+    if !same_tuple(&there.to, key) {
+        return;
+    }
+    there.used_at = now;
+    if packet.resets() {
+        there.state = CLOSING;
+    } else if there.state == AGREED && flow.state == ESTABLISHED {
+        there.state = ESTABLISHED;
     }
 }
 
@@ -80,7 +111,9 @@ pub fn begin(
     backend: &Destination,
     (masqueraded, now): (bool, u64),
 ) -> Option<()> {
-    let Work { packet, key, flow } = work;
+    let Work {
+        packet, key, flow, ..
+    } = work;
     flow.to = packet.tuple.reversed();
     flow.used_at = now;
     flow.frontend = NO_FRONTEND;
@@ -92,9 +125,10 @@ pub fn begin(
     key.destination_port = packet.tuple.source_port;
     key.protocol = packet.tuple.protocol;
     key.padding = [0; 3];
-    // The client may talk to the same back end by another front end from the same port already.
+    // The client may talk to the same back end by another front end from the same port already. And of one that calls
+    // itself, packets there and back must not look the same.
     let mut tries = 0;
-    while !claim_answers(key, flow, now) {
+    while same_tuple(key, &key.reversed()) || !claim_answers(key, flow, now) {
         tries += 1;
         if tries == TRIES {
             return None;
@@ -131,30 +165,34 @@ fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
 /// port, whose answers get another sender. That is forgotten if it is over, or, for UDP, was not used lately.
 #[inline(always)]
 pub fn make_way(work: &mut Work, now: u64) {
-    let Work { packet, key, .. } = work;
+    let Work {
+        packet, key, flow, ..
+    } = work;
     *key = packet.tuple.reversed();
-    // SAFETY: it is copied at once.
-    let Some(answers) = (unsafe { EGRESS_FLOWS.get(&*key) }).copied() else {
+    // SAFETY: it is looked at at once.
+    let Some(answers) = (unsafe { EGRESS_FLOWS.get(&*key) }) else {
         return;
     };
     if packet.tuple.protocol != UDP && answers.state != CLOSING {
         return;
     }
-    let called = answers.to.reversed();
+    let called = &mut flow.to;
+    *called = answers.to.reversed();
     // SAFETY: it is looked at at once.
-    let flow = unsafe { INGRESS_FLOWS.get(called) };
+    let there = unsafe { INGRESS_FLOWS.get(&*called) };
     // This may be its own packet, translated at another device.
-    let is_used = flow.is_some_and(|flow| now.saturating_sub(flow.used_at) < SECOND);
-    if !is_used {
+    if !there.is_some_and(|there| now.saturating_sub(there.used_at) < SECOND) {
         let _ = EGRESS_FLOWS.remove(&*key);
-        let _ = INGRESS_FLOWS.remove(called);
+        let _ = INGRESS_FLOWS.remove(&*called);
     }
 }
 
 /// Chooses a port of the node for a connection that is to be masqueraded, whose first packet goes out. `None`: none is left.
 #[inline(always)]
 pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &[u8; 16], now: u64) -> Option<()> {
-    let Work { packet, key, flow } = work;
+    let Work {
+        packet, key, flow, ..
+    } = work;
     *key = packet.tuple.reversed();
     flow.to = *key;
     flow.used_at = now;

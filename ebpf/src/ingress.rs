@@ -6,8 +6,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{
     ANYWHERE, Choice, Destination, FIRST_LOCAL, Frontend, FrontendKey, GUARDED, HERE,
-    LOCAL_OUTSIDE, MASQUERADE_ALL, MASQUERADE_OUTSIDE, NetworkKey, SourceKey, Tuple,
-    hash_of_client, hash_of_flow,
+    LOCAL_OUTSIDE, MASQUERADE_ALL, MASQUERADE_OUTSIDE, NetworkKey, SourceKey, hash_of_client,
+    hash_of_flow,
 };
 
 use crate::address::same;
@@ -15,10 +15,10 @@ use crate::count;
 use crate::flow::{begin, goes_on, make_way, receiver, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
-use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
+use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::parse;
 use crate::rewrite::rewrite;
-use crate::work::{Direction, work};
+use crate::work::{Direction, Work, work};
 use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
 
 #[classifier]
@@ -42,9 +42,11 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
         let flow = unsafe { &mut *flow };
         if goes_on(flow, &work.packet, now) {
-            touch(flow, &work.packet, now);
+            touch(work, flow, now, &EGRESS_FLOWS);
             if flow.frontend.port != 0 && !work.packet.is_error() {
-                count::packet(&flow.frontend, &receiver(&flow.to), ctx.len());
+                work.member.frontend = flow.frontend;
+                work.member.backend = receiver(&flow.to);
+                count::packet(&work.member, ctx.len(), false);
             }
             return Some(sent(rewrite(ctx, &work.packet, &flow.to)));
         }
@@ -66,17 +68,18 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         return Some(SHOT);
     }
     let is_pod = is_pod(ctx, &tuple.source);
-    let Some(backend) = choose(&key, &frontend, tuple, (is_pod, now)) else {
+    let Some(backend) = choose(work, &key, &frontend, (is_pod, now)) else {
         return Some(SHOT);
     };
     let masqueraded = frontend.flags & MASQUERADE_ALL != 0
         || (frontend.flags & MASQUERADE_OUTSIDE != 0 && !is_pod && knows_pods(work.packet.is_v4))
-        || same(&backend.address, &tuple.source);
+        || same(&backend.address, &work.packet.tuple.source);
     if begin(work, &key, &backend, (masqueraded, now)).is_none() {
         return Some(SHOT);
     }
-    count::connection(&key, &backend);
-    count::packet(&key, &backend, ctx.len());
+    work.member.frontend = key;
+    work.member.backend = backend;
+    count::packet(&work.member, ctx.len(), true);
     Some(sent(rewrite(ctx, &work.packet, &work.flow.to)))
 }
 
@@ -89,25 +92,25 @@ pub fn sent(result: Result<(), i64>) -> i32 {
 /// The back end of a new connection; `None`: the policy allows none.
 #[inline(always)]
 fn choose(
+    work: &mut Work,
     key: &FrontendKey,
     frontend: &Frontend,
-    tuple: &Tuple,
     (is_pod, now): (bool, u64),
 ) -> Option<Destination> {
+    let Work { packet, client, .. } = work;
+    let tuple = &packet.tuple;
     let is_local = frontend.flags & LOCAL_OUTSIDE != 0 && !is_pod;
-    let client = SourceKey {
-        source: tuple.source,
-        frontend: *key,
-        padding: 0,
-    };
+    client.source = tuple.source;
+    client.frontend = *key;
+    client.padding = 0;
     let keeps = frontend.affinity_seconds != 0;
     if keeps {
         let wanted = if is_local { HERE } else { ANYWHERE };
         // SAFETY: the value is copied at once.
-        let choice = unsafe { SOURCE_AFFINITY.get(client) }.copied();
+        let choice = unsafe { SOURCE_AFFINITY.get(&*client) }.copied();
         let limits = (frontend.affinity_seconds, wanted);
         if let Some(backend) = choice.and_then(|choice| recall(&choice, now, key, limits)) {
-            remember(&client, backend, now);
+            remember(client, backend, now);
             return Some(backend);
         }
     }
@@ -123,7 +126,7 @@ fn choose(
     let backend =
         look_up(&frontend.table, hash, is_hashed).or_else(|| pick(key, list(frontend), list))?;
     if keeps {
-        remember(&client, backend, now);
+        remember(client, backend, now);
     }
     Some(backend)
 }

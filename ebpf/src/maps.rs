@@ -76,13 +76,16 @@ pub static UDP_PEERS: LruHashMap<PeerKey, Destination, MAX_REMEMBERED> = LruHash
 #[btf_map(name = "source_affinity")]
 pub static SOURCE_AFFINITY: LruHashMap<SourceKey, Choice, MAX_REMEMBERED> = LruHashMap::new();
 
+/// Connections, by who talks to whom.
+pub type Flows = LruHashMap<Tuple, Flow, MAX_FLOWS>;
+
 /// Connections, as packets come in: where they are sent.
 #[btf_map(name = "ingress_flows")]
-pub static INGRESS_FLOWS: LruHashMap<Tuple, Flow, MAX_FLOWS> = LruHashMap::new();
+pub static INGRESS_FLOWS: Flows = LruHashMap::new();
 
 /// Connections, as packets go out: whom they are said to come from.
 #[btf_map(name = "egress_flows")]
-pub static EGRESS_FLOWS: LruHashMap<Tuple, Flow, MAX_FLOWS> = LruHashMap::new();
+pub static EGRESS_FLOWS: Flows = LruHashMap::new();
 
 /// The ports of datagrams that come in fragments.
 #[btf_map(name = "fragments")]

@@ -6,7 +6,7 @@
 use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{FragmentKey, Tuple};
 
-use crate::address::mapped;
+use crate::address::{is_v4, mapped};
 use crate::maps::FRAGMENTS;
 
 pub const TCP: u8 = 6;
@@ -69,6 +69,12 @@ impl Packet {
     #[inline(always)]
     pub fn has_syn(&self) -> bool {
         self.tcp_flags & SYN != 0
+    }
+
+    /// Whether it ends a TCP connection for both sides.
+    #[inline(always)]
+    pub fn resets(&self) -> bool {
+        self.tcp_flags & RST != 0
     }
 
     /// Whether it closes a TCP connection.
@@ -219,6 +225,10 @@ fn header_v6(ctx: &TcContext, l3: u32) -> Option<Header> {
         is_first: false,
         is_later: false,
     };
+    // Nobody has such an address on a wire, and flows of IPv4 are kept so.
+    if is_v4(&header.source) || is_v4(&header.destination) {
+        return None;
+    }
     for _ in 0..MAX_EXTENSIONS {
         match header.protocol {
             // Hop-by-hop options, routing, destination options (RFC 8200).

@@ -1,6 +1,6 @@
 //! What a program at a device has at hand while it looks at a packet: more than fits a stack.
 
-use proxyd_ebpf_common::{Flow, Tuple};
+use proxyd_ebpf_common::{Flow, MemberKey, SourceKey, Tuple};
 
 use crate::maps::WORK;
 use crate::packet::Packet;
@@ -14,6 +14,10 @@ pub struct Work {
     pub key: Tuple,
     /// A value that is written.
     pub flow: Flow,
+    /// Whose back end is remembered.
+    pub client: SourceKey,
+    /// What is counted.
+    pub member: MemberKey,
 }
 
 /// Which way packets go.

@@ -46,7 +46,7 @@ pub struct Flow {
     pub used_at: u64,
     /// The front end that was called.
     pub frontend: FrontendKey,
-    /// One of [`NEW`], [`ESTABLISHED`], [`CLOSING`], [`PENDING`].
+    /// One of [`NEW`], [`AGREED`], [`ESTABLISHED`], [`CLOSING`], [`PENDING`].
     pub state: u8,
     /// Zero.
     pub padding: [u8; 3],
@@ -85,6 +85,9 @@ pub const CLOSING: u8 = 2;
 
 /// To be masqueraded; the port is not chosen yet.
 pub const PENDING: u8 = 3;
+
+/// The server has agreed to a connection; the client has not been heard of since.
+pub const AGREED: u8 = 4;
 
 /// The ports that masqueraded connections get: the first, and how many. They lie outside Linux' range for sockets that
 /// do not choose their port.

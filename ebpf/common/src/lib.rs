@@ -11,8 +11,8 @@ mod flow;
 mod maglev;
 
 pub use flow::{
-    AllowedKey, CLOSING, Counter, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS, NEW,
-    NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
+    AGREED, AllowedKey, CLOSING, Counter, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS,
+    NEW, NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
 };
 pub use maglev::{
     PIECE_SLOTS, Piece, PieceKey, Table, TableKey, hash_of_address, hash_of_client, hash_of_flow,

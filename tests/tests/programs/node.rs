@@ -1,0 +1,462 @@
+//! A node: the programs, loaded with maps of their own, which tests fill.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, OnceLock};
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, MapData};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use ipnet::IpNet;
+use proxyd_ebpf_common as bpf;
+use proxyd_tests::netns::Netns;
+use proxyd_tests::netns::link::Link as VethLink;
+
+use super::packets::{Kind, Link, Part, Talk};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../ebpf/objects/proxyd-ebpf.o"
+));
+
+/// The maps that take their memory at once.
+const MAPS: [&str; 11] = [
+    "frontends",
+    "backends",
+    "members",
+    "affinity",
+    "udp_choices",
+    "tcp_peers",
+    "udp_peers",
+    "source_affinity",
+    "ingress_flows",
+    "egress_flows",
+    "fragments",
+];
+
+/// What programs say: the packet goes on, or it is dropped.
+const UNSPEC: i32 = -1;
+const SHOT: i32 = 2;
+
+/// The devices, by their indexes: one to the world, and one to pods.
+pub(crate) const UPLINK: u32 = 11;
+pub(crate) const PODS: u32 = 12;
+
+/// The node's addresses at them.
+pub(crate) const NODE: u16 = 0x0901;
+pub(crate) const NODE_AT_PODS: u16 = 0x0902;
+
+/// Others. Clients are outside, and the last one is a pod.
+pub(crate) const CLIENT: u16 = 0x0101;
+pub(crate) const POD: u16 = 0x0201;
+pub(crate) const SERVICE: u16 = 0x0a01;
+pub(crate) const OTHER_SERVICE: u16 = 0x0a02;
+pub(crate) const BACKEND: u16 = 0x0202;
+pub(crate) const OTHER_BACKEND: u16 = 0x0303;
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It goes on as it is.
+    Left,
+    /// It goes on as this one.
+    Became(Vec<u8>),
+    Dropped,
+}
+
+/// The programs and their maps, and what kind of packets a test is about.
+pub(crate) struct Node {
+    loaded: Ebpf,
+    pub(crate) kind: Kind,
+}
+
+/// What is loaded and not in use, since loading takes much longer than most tests.
+static IDLE: Mutex<Vec<Ebpf>> = Mutex::new(Vec::new());
+
+/// Runs a test with every kind of packets, each on a node of its own.
+pub(crate) fn check(test: impl Fn(&mut Node) + Send + Sync) {
+    check_where(|_| true, test);
+}
+
+/// The same for some kinds only.
+pub(crate) fn check_where(
+    wanted: impl Fn(Kind) -> bool + Sync,
+    test: impl Fn(&mut Node) + Send + Sync,
+) {
+    devices().enter(|| {
+        let links = [Link::Ethernet, Link::Nothing].into_iter();
+        let kinds = links.flat_map(Kind::all).filter(|kind| wanted(*kind));
+        let idle = IDLE.lock().unwrap().pop();
+        let mut loaded = idle.unwrap_or_else(load);
+        for kind in kinds {
+            // Shown if the test fails.
+            println!("{kind:?}");
+            let mut node = Node::new(loaded, kind);
+            test(&mut node);
+            loaded = node.loaded;
+        }
+        IDLE.lock().unwrap().push(loaded);
+    });
+}
+
+/// A namespace with the devices, for all tests.
+fn devices() -> &'static Netns {
+    static DEVICES: OnceLock<(Netns, [Netns; 2])> = OnceLock::new();
+    let (node, _) = DEVICES.get_or_init(|| {
+        let node = Netns::new().unwrap();
+        let others = [(UPLINK, "uplink"), (PODS, "pods")].map(|(index, name)| {
+            let leaf = Netns::new().unwrap();
+            let link = VethLink {
+                router: &node,
+                router_device: name,
+                router_index: index,
+                leaf: &leaf,
+                addresses: &[],
+            };
+            link.attach().unwrap();
+            leaf
+        });
+        (node, others)
+    });
+    node
+}
+
+impl Node {
+    /// A node without Services that has both devices, and remembers nothing.
+    fn new(loaded: Ebpf, kind: Kind) -> Self {
+        let mut node = Self { loaded, kind };
+        node.forget_everything();
+        node.knows_pods(true);
+        node.has_device(UPLINK, Some(NODE), false);
+        node.has_device(PODS, Some(NODE_AT_PODS), true);
+        // Nothing may go by what the node has where no device is known.
+        node.has_device(bpf::THE_NODES_DEVICE, Some(0xffff), true);
+        node
+    }
+
+    fn program_in(link: Link) -> &'static str {
+        match link {
+            Link::Ethernet => "proxyd_in",
+            Link::Nothing => "proxyd_in_l3",
+        }
+    }
+
+    fn program_out(link: Link) -> &'static str {
+        match link {
+            Link::Ethernet => "proxyd_out",
+            Link::Nothing => "proxyd_out_l3",
+        }
+    }
+
+    /// What becomes of a packet that comes in at a device.
+    pub(crate) fn packet_in(&self, device: u32, packet: &[u8]) -> Fate {
+        self.run(Self::program_in(self.kind.link), device, packet)
+    }
+
+    /// What becomes of a packet that goes out at a device.
+    pub(crate) fn packet_out(&self, device: u32, packet: &[u8]) -> Fate {
+        self.run(Self::program_out(self.kind.link), device, packet)
+    }
+
+    fn run(&self, name: &str, device: u32, packet: &[u8]) -> Fate {
+        let program: &SchedClassifier = self.loaded.program(name).unwrap().try_into().unwrap();
+        // A `struct __sk_buff`, as far as it is needed.
+        let mut context = [0; 44];
+        context[40..].copy_from_slice(&device.to_ne_bytes());
+        let mut out = vec![0; packet.len() + 64];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).unwrap();
+        out.truncate(result.data_size_out.try_into().unwrap());
+        assert_eq!(out.len(), packet.len(), "the length stays");
+        match result.return_value.cast_signed() {
+            SHOT => Fate::Dropped,
+            UNSPEC if out == packet => Fate::Left,
+            UNSPEC => Fate::Became(out),
+            other => panic!("{name} says {other}"),
+        }
+    }
+
+    /// A part of a talk comes in. Tells as part of which one it goes on, and makes sure that it is one without a fault.
+    /// `None`: it is dropped.
+    pub(crate) fn comes_in(&self, device: u32, talk: Talk, part: Part) -> Option<Talk> {
+        let packet = self.kind.packet(talk, part);
+        self.goes_on(self.packet_in(device, &packet), talk, part)
+    }
+
+    /// The same for one that goes out.
+    pub(crate) fn goes_out(&self, device: u32, talk: Talk, part: Part) -> Option<Talk> {
+        let packet = self.kind.packet(talk, part);
+        self.goes_on(self.packet_out(device, &packet), talk, part)
+    }
+
+    fn goes_on(&self, fate: Fate, talk: Talk, part: Part) -> Option<Talk> {
+        match fate {
+            Fate::Dropped => None,
+            Fate::Left => Some(talk),
+            Fate::Became(packet) => {
+                let became = self.kind.read(&packet);
+                assert_eq!(packet, self.kind.packet(became, part), "{became:?}");
+                Some(became)
+            }
+        }
+    }
+
+    /// A talk of a client with a Service.
+    pub(crate) fn call(&self) -> Talk {
+        Talk {
+            from: self.kind.at(CLIENT, 40_001),
+            to: self.kind.at(SERVICE, 80),
+        }
+    }
+
+    /// The usual back ends.
+    pub(crate) fn backend(&self) -> SocketAddr {
+        self.kind.at(BACKEND, 8_080)
+    }
+
+    pub(crate) fn other_backend(&self) -> SocketAddr {
+        self.kind.at(OTHER_BACKEND, 8_080)
+    }
+
+    /// Has a front end that clients call at an address, with one back end.
+    pub(crate) fn serves(&mut self, at: SocketAddr, flags: u32, backends: &[SocketAddr]) {
+        self.set_frontend(&Frontend {
+            flags,
+            backends: backends.to_vec(),
+            ..Frontend::new(self.key(at))
+        });
+    }
+
+    /// The key of a front end at an address.
+    pub(crate) fn key(&self, at: SocketAddr) -> bpf::FrontendKey {
+        bpf::FrontendKey {
+            address: address(at.ip()),
+            port: at.port().to_be(),
+            protocol: self.kind.number(),
+            kind: bpf::AT_ADDRESS,
+        }
+    }
+
+    /// The key of a NodePort.
+    pub(crate) fn node_port(&self, port: u16) -> bpf::FrontendKey {
+        bpf::FrontendKey {
+            address: [0; 16],
+            port: port.to_be(),
+            protocol: self.kind.number(),
+            kind: if self.kind.is_v4 {
+                bpf::NODE_PORT_V4
+            } else {
+                bpf::NODE_PORT_V6
+            },
+        }
+    }
+
+    /// Has a front end, in place of what is there.
+    pub(crate) fn set_frontend(&mut self, frontend: &Frontend) {
+        let key = frontend.key;
+        let count = |list: &[SocketAddr]| list.len().try_into().unwrap();
+        let value = bpf::Frontend {
+            count: count(&frontend.backends),
+            local: count(&frontend.local),
+            affinity_seconds: frontend.affinity_seconds,
+            flags: frontend.flags,
+        };
+        self.map("frontends").insert(key, value, 0).unwrap();
+        let mut members = self.map::<bpf::MemberKey, u8>("members");
+        let old: Vec<_> = members.keys().map(Result::unwrap).collect();
+        for member in old.iter().filter(|member| member.frontend == key) {
+            members.remove(member).unwrap();
+        }
+        for (first, list, place) in [
+            (0, &frontend.backends, bpf::ANYWHERE),
+            (bpf::FIRST_LOCAL, &frontend.local, bpf::HERE),
+        ] {
+            for (index, backend) in (first..).zip(list) {
+                let backend = destination(*backend);
+                let frontend = key;
+                let at = bpf::BackendKey { frontend, index };
+                self.map("backends").insert(at, backend, 0).unwrap();
+                let member = bpf::MemberKey { frontend, backend };
+                let mut members = self.map::<bpf::MemberKey, u8>("members");
+                let places = members.get(&member, 0).unwrap_or(0);
+                members.insert(member, places | place, 0).unwrap();
+            }
+        }
+    }
+
+    /// Lets a network call a front end that is guarded.
+    pub(crate) fn allows(&mut self, frontend: bpf::FrontendKey, network: IpNet) {
+        let key = bpf::AllowedKey {
+            frontend,
+            source: address(network.network()),
+        };
+        let bits = 8 * 20 + 128 - u32::from(network.max_prefix_len() - network.prefix_len());
+        self.networks("allowed")
+            .insert(&Key::new(bits, key), 1, 0)
+            .unwrap();
+    }
+
+    /// Has pods in a network.
+    pub(crate) fn has_pods_in(&mut self, network: IpNet) {
+        let key = bpf::NetworkKey {
+            address: address(network.network()),
+        };
+        let bits = 128 - u32::from(network.max_prefix_len() - network.prefix_len());
+        self.networks("pod_networks")
+            .insert(&Key::new(bits, key), 1, 0)
+            .unwrap();
+    }
+
+    /// Has NodePorts at an address.
+    pub(crate) fn has_node_ports_at(&mut self, ip: IpAddr, who: bpf::WhoMayCall) {
+        let mut map = self.map::<[u8; 16], bpf::WhoMayCall>("node_addresses");
+        map.insert(address(ip), who, 0).unwrap();
+    }
+
+    /// Whether it is known who is a pod.
+    pub(crate) fn knows_pods(&mut self, knows: bool) {
+        let settings = bpf::Settings {
+            node_namespace: 1,
+            knows_pods: [knows.into(); 2],
+        };
+        let map = self.loaded.map_mut("settings").unwrap();
+        let mut map: Array<_, bpf::Settings> = map.try_into().unwrap();
+        map.set(0, settings, 0).unwrap();
+    }
+
+    /// Has a device, with an address or without one.
+    pub(crate) fn has_device(&mut self, index: u32, host: Option<u16>, has_pods: bool) {
+        let own = |is_v4| {
+            let of = Kind { is_v4, ..self.kind };
+            host.map_or([0; 16], |host| address(of.ip(host)))
+        };
+        let device = bpf::Device {
+            v4: own(true),
+            v6: own(false),
+            has_pods: has_pods.into(),
+        };
+        self.map("devices").insert(index, device, 0).unwrap();
+    }
+
+    /// Makes all that is remembered be that much older.
+    ///
+    /// # Panics
+    /// If the machine runs for less time than that.
+    pub(crate) fn grows_older(&mut self, seconds: u64) {
+        let older = |used_at: u64| used_at.checked_sub(seconds * 1_000_000_000).unwrap();
+        for name in ["ingress_flows", "egress_flows"] {
+            let mut map = self.map::<bpf::Tuple, bpf::Flow>(name);
+            let flows: Vec<_> = map.iter().map(Result::unwrap).collect();
+            for (key, mut flow) in flows {
+                flow.used_at = older(flow.used_at);
+                map.insert(key, flow, 0).unwrap();
+            }
+        }
+        let mut map = self.map::<bpf::SourceKey, bpf::Choice>("source_affinity");
+        let choices: Vec<_> = map.iter().map(Result::unwrap).collect();
+        for (key, mut choice) in choices {
+            choice.used_at = older(choice.used_at);
+            map.insert(key, choice, 0).unwrap();
+        }
+    }
+
+    /// All that is remembered of connections.
+    pub(crate) fn flows(&mut self) -> Vec<(bpf::Tuple, bpf::Flow)> {
+        let mut flows = Vec::new();
+        for name in ["ingress_flows", "egress_flows"] {
+            flows.extend(self.map(name).iter().map(Result::unwrap));
+        }
+        flows
+    }
+
+    fn forget_everything(&mut self) {
+        self.clear::<bpf::FrontendKey, bpf::Frontend>("frontends");
+        self.clear::<bpf::BackendKey, bpf::Destination>("backends");
+        self.clear::<bpf::MemberKey, u8>("members");
+        self.clear::<[u8; 16], bpf::WhoMayCall>("node_addresses");
+        self.clear::<u32, bpf::Device>("devices");
+        self.clear::<bpf::SourceKey, bpf::Choice>("source_affinity");
+        self.clear::<bpf::Tuple, bpf::Flow>("ingress_flows");
+        self.clear::<bpf::Tuple, bpf::Flow>("egress_flows");
+        self.clear::<bpf::FragmentKey, [u16; 2]>("fragments");
+        self.clear_networks::<bpf::NetworkKey>("pod_networks");
+        self.clear_networks::<bpf::AllowedKey>("allowed");
+    }
+
+    fn clear<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) {
+        let mut map = self.map::<K, V>(name);
+        let keys: Vec<K> = map.keys().map(Result::unwrap).collect();
+        keys.iter().for_each(|key| map.remove(key).unwrap());
+    }
+
+    fn clear_networks<K: aya::Pod>(&mut self, name: &str) {
+        let mut map = self.networks::<K>(name);
+        let keys: Vec<Key<K>> = map.keys().map(Result::unwrap).collect();
+        keys.iter().for_each(|key| map.remove(key).unwrap());
+    }
+
+    fn networks<K: aya::Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, u8> {
+        self.loaded.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    fn map<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        self.loaded.map_mut(name).unwrap().try_into().unwrap()
+    }
+}
+
+/// A front end and its back ends.
+pub(crate) struct Frontend {
+    pub(crate) key: bpf::FrontendKey,
+    pub(crate) flags: u32,
+    pub(crate) affinity_seconds: u32,
+    pub(crate) backends: Vec<SocketAddr>,
+    pub(crate) local: Vec<SocketAddr>,
+}
+
+impl Frontend {
+    /// One without back ends.
+    pub(crate) fn new(key: bpf::FrontendKey) -> Self {
+        Self {
+            key,
+            flags: 0,
+            affinity_seconds: 0,
+            backends: Vec::new(),
+            local: Vec::new(),
+        }
+    }
+}
+
+/// Loads the programs.
+fn load() -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    // Smaller than they are, and so made sooner.
+    for map in MAPS {
+        loader.map_max_entries(map, 1 << 12);
+    }
+    let mut loaded = loader.load(OBJECT).unwrap();
+    for name in ["proxyd_in", "proxyd_in_l3", "proxyd_out", "proxyd_out_l3"] {
+        let program: &mut SchedClassifier = loaded.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap();
+    }
+    loaded
+}
+
+fn address(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+fn destination(at: SocketAddr) -> bpf::Destination {
+    bpf::Destination {
+        address: address(at.ip()),
+        port: at.port().to_be(),
+        padding: 0,
+    }
+}
