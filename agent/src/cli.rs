@@ -191,8 +191,8 @@ pub struct BackendFlags {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub enable_tcx: bool,
 
-    /// How many slots the tables have by which --backend ebpf chooses for clients outside, so that all nodes choose alike: a prime
-    /// number, a hundred times as many as a Service has endpoints or more
+    /// How many slots tables have by which --backend ebpf chooses endpoints for clients outside, the same on all nodes: a
+    /// prime number, a hundred times as many as a Service has endpoints or more
     #[arg(long, value_name = "PRIME", default_value_t = TableSize::DEFAULT)]
     pub maglev_table_size: TableSize,
 }

@@ -7,7 +7,7 @@ mod client;
 mod sctp;
 mod server;
 
-pub use client::{Answer, Conversation, Failure, Tally, ask, ask_from, ask_many};
+pub use client::{Answer, Conversation, Failure, Tally, ask, ask_from, ask_from_port, ask_many};
 pub use server::EchoServer;
 
 use std::fmt;

@@ -155,6 +155,11 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
         "invalid value \"json\" for --output: it shows the BPF maps, and --backend nftables has none",
     );
     check(
+        &["--maglev-table-size", "16384"],
+        2,
+        "invalid value '16384' for '--maglev-table-size <PRIME>': not a prime number; the next one is 16411",
+    );
+    check(
         &["--dry-run", "-o", "yaml"],
         2,
         "[possible values: text, json]",

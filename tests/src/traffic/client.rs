@@ -84,6 +84,21 @@ pub fn ask_from(
     from.enter(|| Conversation::open_here(protocol, to, timeout, source)?.ask())
 }
 
+/// As [`ask`], from a port of the caller's choice, which no socket may have now.
+///
+/// # Errors
+/// The reason why there was no answer.
+pub fn ask_from_port(
+    from: &Netns,
+    source_port: u16,
+    protocol: Protocol,
+    to: SocketAddr,
+    timeout: Duration,
+) -> Result<Answer, Failure> {
+    let source = SocketAddr::new(any(to).ip(), source_port);
+    from.enter(|| Conversation::open_here(protocol, to, timeout, source)?.ask())
+}
+
 /// Asks `count` times, one after the other, each time from a new source port.
 ///
 /// `timeout` is for each question as in [`ask`].
@@ -222,6 +237,8 @@ impl fmt::Display for Failure {
 fn connect_tcp(to: SocketAddr, timeout: Duration, source: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket2::Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if source != any(to) {
+        // An earlier connection from this port, to somebody else, may be on its way out.
+        socket.set_reuse_address(true)?;
         socket.bind(&source.into())?;
     }
     socket.connect_timeout(&to.into(), timeout)?;

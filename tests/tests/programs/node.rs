@@ -265,6 +265,7 @@ impl Node {
             local: count(&frontend.local),
             affinity_seconds: frontend.affinity_seconds,
             flags: frontend.flags,
+            table: bpf::Table::NONE,
         };
         self.map("frontends").insert(key, value, 0).unwrap();
         let mut members = self.map::<bpf::MemberKey, u8>("members");

@@ -59,7 +59,9 @@ impl Filler {
     /// As [`set`](Self::set), where some front ends have changed.
     pub(super) fn change(&mut self, family: Family, before: &Entries, after: &Entries) {
         let job = self.uses.get_mut(family).change(before, after);
-        self.send(job);
+        if !job.is_empty() {
+            self.send(job);
+        }
     }
 
     fn send(&self, job: Job) {
@@ -90,6 +92,7 @@ impl Worker {
         let job = self.mailbox.recv().map_err(|_| Dropped)?;
         self.add(job);
         let (started, mut made, mut removed) = (Instant::now(), 0, 0);
+        let mut failed = Vec::new();
         loop {
             match self.mailbox.try_recv() {
                 Ok(job) => {
@@ -110,9 +113,13 @@ impl Worker {
                     self.remove(table)
                 }
             };
-            if let Err(error) = done {
-                warn!("clients outside get any back end of a Service: {error}");
-            }
+            failed.extend(done.err());
+        }
+        if let Some(error) = failed.first() {
+            let count = failed.len();
+            warn!(
+                "clients outside get any back end instead of the same at all nodes, {count} times: {error}"
+            );
         }
         if (made, removed) != (0, 0) {
             let seconds = started.elapsed().as_secs_f64();
@@ -124,26 +131,35 @@ impl Worker {
     fn add(&mut self, job: Job) {
         let (pieces, backends) = (&self.pieces, &self.backends);
         if let Err(error) = self.todo.add(job, || found(pieces, backends)) {
-            warn!("clients outside get any back end of a Service: {error}");
+            warn!("clients outside get any back end instead of the same at all nodes: {error}");
         }
     }
 
-    /// Makes a table: its back ends last.
+    /// Makes a table, or nothing of it.
     fn make(&mut self, table: bpf::Table, backends: &Backends) -> Result<(), DataplaneError> {
+        let written = self.write(table, backends);
+        if !matches!(written, Ok(Put::Done)) {
+            self.remove(table)?;
+        }
+        written.map(drop)
+    }
+
+    /// Writes a table: its back ends last.
+    fn write(&mut self, table: bpf::Table, backends: &Backends) -> Result<Put, DataplaneError> {
         let slots = backends.slots(table.size);
         for (number, piece) in (0..).zip(pieces(&slots)) {
             let key = bpf::PieceKey { table, number };
             if self.pieces.put(&key, Some(piece))? == Put::LeftOut {
-                return self.remove(table);
+                return Ok(Put::LeftOut);
             }
         }
         for (index, backend) in (0..).zip(backends.as_slice()) {
             let key = bpf::TableKey { table, index };
             if self.backends.put(&key, Some(*backend))? == Put::LeftOut {
-                return self.remove(table);
+                return Ok(Put::LeftOut);
             }
         }
-        Ok(())
+        Ok(Put::Done)
     }
 
     /// Removes what there is of a table: its back ends first, and the last ones before the others, so that what is left by an agent that is

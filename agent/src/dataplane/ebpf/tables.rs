@@ -25,6 +25,13 @@ pub(super) enum Job {
     },
 }
 
+impl Job {
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Change { new, gone } if new.is_empty() && gone.is_empty())
+    }
+}
+
 /// How many front ends of a family use each table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Uses(BTreeMap<bpf::Table, usize>);
