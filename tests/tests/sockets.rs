@@ -321,6 +321,11 @@ fn cleanup_leaves_nothing() {
     let mut balanced = Balanced::start(&json!({}));
     let pins = balanced.sockets.pins().to_owned();
     assert!(pins.join("links/connect4").exists());
+    let reserved = |node: &Netns| {
+        let list = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+        node.enter(|| std::fs::read_to_string(list).unwrap())
+    };
+    assert_eq!(reserved(&balanced.world.node().netns), "61000-65535\n");
     let agent = &mut balanced.world.agent;
     agent.signal(Signal::SIGTERM);
     eventually("it has ended", PATIENCE, || agent.exited().is_some());
@@ -330,6 +335,7 @@ fn cleanup_leaves_nothing() {
     let output = node.run(&binary, &args, "").unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(!pins.exists());
+    assert_eq!(reserved(node), "\n");
     assert_eq!(nft(node, &["list", "tables"], ""), "");
     let to = SocketAddr::new(cluster_ips()[0], 80);
     // The kernel detaches programs a moment after their pins are gone.

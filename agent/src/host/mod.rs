@@ -5,5 +5,6 @@ pub mod addresses;
 pub mod conntrack;
 pub mod devices;
 pub mod memory;
+pub mod ports;
 pub mod reconciler;
 pub mod sysctl;

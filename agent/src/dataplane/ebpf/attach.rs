@@ -14,6 +14,7 @@ use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::mount::{MsFlags, mount};
 use proxyd_ebpf_common as bpf;
+use tracing::warn;
 
 use super::super::DataplaneError;
 use super::Places;
@@ -22,6 +23,7 @@ use super::hooks::{self, Follower, Hooks};
 use super::links::Links;
 use super::maps::Maps;
 use super::probe::{BPF_ROOT, probe};
+use crate::host::ports;
 use crate::model::{Family, PerFamily};
 use crate::plan::Detector;
 
@@ -101,6 +103,10 @@ pub(super) fn attach(
             .map_err(|error| DataplaneError::bpf(format!("attaching {name}"), error))?;
         links.push((name, link));
     }
+    let (first, last) = masquerade_ports();
+    if let Err(error) = ports::reserve(first, last) {
+        warn!("ports {first} to {last} cannot be reserved for masquerade: {error}");
+    }
     let maps = Maps::take(&mut loaded)?;
     let hooks = Hooks::new(loaded, pins.links(), places.tcx)?;
     let follower = hooks.follow(Selection {
@@ -112,6 +118,12 @@ pub(super) fn attach(
     Ok((maps, links, follower))
 }
 
+/// The first and the last port that connections are masqueraded with.
+fn masquerade_ports() -> (u16, u16) {
+    let (first, count) = bpf::MASQUERADE_PORTS;
+    (first, first + (count - 1))
+}
+
 /// Where a map of this layout is pinned.
 pub(super) fn map_pin(pins: &Path, name: &str) -> PathBuf {
     Pins(pins).maps().join(name)
@@ -120,6 +132,10 @@ pub(super) fn map_pin(pins: &Path, name: &str) -> PathBuf {
 /// Takes programs and maps away; tells whether there were any.
 pub(super) fn detach(places: &Places) -> Result<bool, DataplaneError> {
     hooks::remove_all_filters();
+    let (first, last) = masquerade_ports();
+    if let Err(error) = ports::release(first, last) {
+        warn!("ports {first} to {last} stay reserved: {error}");
+    }
     match fs::remove_dir_all(&places.pins) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
