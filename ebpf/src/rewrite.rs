@@ -28,11 +28,7 @@ fn rewrite_packet(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result {
         ctx.l3_csum_replace(packet.l3 as usize + 10, 0, change, 0)?;
     }
     if packet.has_l4 {
-        let (checksum, flags) = match from.protocol {
-            TCP => (16, 0),
-            // A datagram may have none: it stays so.
-            _ => (6, u64::from(BPF_F_MARK_MANGLED_0)),
-        };
+        let (checksum, flags) = place_of_checksum(from.protocol);
         let checksum = (packet.l4 + checksum) as usize;
         let pseudo = flags | u64::from(BPF_F_PSEUDO_HDR);
         ctx.l4_csum_replace(checksum, 0, change, pseudo)?;
@@ -56,6 +52,7 @@ fn rewrite_error(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result {
         ctx.l4_csum_replace(checksum, 0, change, 0)?;
     }
     ctx.l4_csum_replace(checksum, 0, ports(from, to), 0)?;
+    quoted_checksum(ctx, packet, to)?;
     // The packet inside went the other way.
     let ports = [to.destination_port, to.source_port];
     ctx.store(packet.inner_l4 as usize, &ports, 0)?;
@@ -71,6 +68,34 @@ fn rewrite_error(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result {
         set_destination(ctx, packet, packet.l3, &to.destination)?;
     }
     Ok(())
+}
+
+/// Makes the checksum of the packet inside right, if so much of it is there.
+#[inline(always)]
+fn quoted_checksum(ctx: &TcContext, packet: &Packet, to: &Tuple) -> Result {
+    let from = &packet.tuple;
+    let (at, flags) = place_of_checksum(from.protocol);
+    let at = (packet.inner_l4 + at) as usize;
+    let before: u16 = ctx.load(at).unwrap_or(0);
+    // Neither is it where only padding follows (RFC 4884, 5.5).
+    if before == 0 {
+        return Ok(());
+    }
+    ctx.l4_csum_replace(at, 0, addresses(from, to), flags)?;
+    ctx.l4_csum_replace(at, 0, ports(from, to), flags)?;
+    let after: u16 = ctx.load(at)?;
+    let outer = packet.l4 as usize + 2;
+    ctx.l4_csum_replace(outer, before.into(), after.into(), 2)
+}
+
+/// Where a transport protocol's checksum is, and how it is changed.
+#[inline(always)]
+fn place_of_checksum(protocol: u8) -> (u32, u64) {
+    match protocol {
+        TCP => (16, 0),
+        // A datagram may have none: it stays so.
+        _ => (6, u64::from(BPF_F_MARK_MANGLED_0)),
+    }
 }
 
 #[inline(always)]
