@@ -11,6 +11,7 @@ use netlink_packet_core::{
     NetlinkBuffer,
 };
 
+use crate::model::Protocol;
 use crate::plan::Flow;
 
 // Defined in Linux: include/uapi/linux/netfilter/nfnetlink_conntrack.h
@@ -136,6 +137,7 @@ fn entry(payload: &[u8]) -> Option<Entry<'_>> {
     let (reply_source, _) = ends(reply?)?;
     Some(Entry {
         flow: Flow {
+            protocol: Protocol::Udp,
             destination,
             reply_source,
         },

@@ -87,6 +87,7 @@ fn flows_of_udp_are_found_among_others() {
     let entry = |family, original, destination: &str, reply_source: &str| {
         Answer::Flow(Entry {
             flow: Flow {
+                protocol: Protocol::Udp,
                 destination: destination.parse().unwrap(),
                 reply_source: reply_source.parse().unwrap(),
             },
