@@ -166,6 +166,11 @@ pub struct BackendFlags {
     /// The directory in a BPF filesystem where --backend ebpf keeps its programs and maps
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/proxyd")]
     pub bpf_path: PathBuf,
+
+    /// With --backend ebpf, also close TCP connections to endpoints that are in no EndpointSlice of the Service any
+    /// more; clients see ECONNABORTED. Connected UDP sockets are always closed
+    #[arg(long)]
+    pub close_tcp_of_deleted_endpoints: bool,
 }
 
 /// What others can ask proxyd.

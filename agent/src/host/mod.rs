@@ -1,8 +1,11 @@
-//! What proxyd asks of the machine it runs on, and sets there. I/O: rtnetlink, connection tracking, files of the kernel,
-//! the C library.
+//! What proxyd asks of the machine it runs on, and sets there. I/O: rtnetlink, connection tracking, sockets, namespaces, files
+//! of the kernel, the C library.
 
 pub mod addresses;
+pub mod closer;
 pub mod conntrack;
 pub mod memory;
+pub mod namespaces;
 pub mod reconciler;
+pub mod sock_diag;
 pub mod sysctl;

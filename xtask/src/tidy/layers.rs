@@ -30,6 +30,7 @@ const IO: &[&str] = &[
     "dataplane::ebpf::attach",
     "dataplane::ebpf::links",
     "dataplane::ebpf::maps",
+    "dataplane::ebpf::peers",
     "dataplane::nft::forgetter",
     "dataplane::nft::netlink",
     "dataplane::nft::process",

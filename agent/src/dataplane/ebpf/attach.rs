@@ -98,6 +98,11 @@ pub(super) fn attach(places: &Places) -> Result<(Maps, Links), DataplaneError> {
     Ok((maps, links))
 }
 
+/// Where maps of this layout are, below the directory where everything is pinned.
+pub(super) fn maps(pins: &Path) -> PathBuf {
+    pins.join(format!("maps-{LAYOUT}"))
+}
+
 /// Takes programs and maps away; tells whether there were any.
 pub(super) fn detach(places: &Places) -> Result<bool, DataplaneError> {
     match fs::remove_dir_all(&places.pins) {
@@ -205,7 +210,7 @@ impl<'a> Pins<'a> {
 
     /// Where maps of this layout are.
     fn maps(&self) -> PathBuf {
-        self.0.join(format!("maps-{LAYOUT}"))
+        maps(self.0)
     }
 
     /// Removes maps of other layouts, which no program uses any more.

@@ -9,6 +9,8 @@ mod layout;
 mod links;
 mod maps;
 mod order;
+pub mod peer;
+pub mod peers;
 pub mod render;
 
 use std::fmt;
