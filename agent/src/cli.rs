@@ -195,6 +195,11 @@ pub struct BackendFlags {
     /// prime number, a hundred times as many as a Service has endpoints or more
     #[arg(long, value_name = "PRIME", default_value_t = TableSize::DEFAULT)]
     pub maglev_table_size: TableSize,
+
+    /// With --backend ebpf, also close TCP connections to endpoints that are in no EndpointSlice of the Service any
+    /// more; clients see ECONNABORTED. Connected UDP sockets are always closed
+    #[arg(long)]
+    pub close_tcp_of_deleted_endpoints: bool,
 }
 
 /// What others can ask proxyd.

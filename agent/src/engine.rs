@@ -16,8 +16,8 @@ use crate::complaints::Complaints;
 use crate::dataplane::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Delta, Held, diff};
 use crate::event::Event;
-use crate::model::{Family, Frontend, ObjectName, PerFamily, Scope, Snapshot, Touched};
-use crate::plan::{self, PlanConfig, UdpFlows};
+use crate::model::{Family, Frontend, ObjectName, PerFamily, Protocol, Scope, Snapshot, Touched};
+use crate::plan::{self, Flows, PlanConfig};
 use crate::status::HealthChecks;
 pub use without_local::WithoutLocal;
 
@@ -25,6 +25,8 @@ pub use without_local::WithoutLocal;
 #[derive(Debug)]
 pub struct Engine {
     config: PlanConfig,
+    /// TCP connections to endpoints that are gone are to be ended.
+    ends_tcp: bool,
     snapshot: Snapshot,
     /// What the kernel holds; `None` if that is unknown.
     held: PerFamily<Option<Held>>,
@@ -63,7 +65,9 @@ pub struct Synced {
     /// How many keys changed, with what was put back where others changed it.
     pub changes: usize,
     /// The UDP flows that the change leaves in place; others of the same front ends are stale.
-    pub udp: UdpFlows,
+    pub udp: Flows,
+    /// The same of TCP connections; nothing if those are left to end by themselves.
+    pub tcp: Flows,
 }
 
 impl fmt::Display for Synced {
@@ -82,6 +86,7 @@ impl Engine {
     pub fn new(config: PlanConfig) -> Self {
         Self {
             config,
+            ends_tcp: false,
             snapshot: Snapshot::default(),
             held: PerFamily::default(),
             meddled: PerFamily::default(),
@@ -100,6 +105,12 @@ impl Engine {
             without_local: PerFamily::default(),
             health_touched: false,
         }
+    }
+
+    /// Makes it tell of TCP connections too, as of UDP flows, which of them a change leaves in place.
+    #[must_use]
+    pub fn ending_tcp(self, ends_tcp: bool) -> Self {
+        Self { ends_tcp, ..self }
     }
 
     /// Takes note of an event. The kernel follows with the next [`Engine::sync`].
@@ -262,25 +273,28 @@ impl Engine {
         *self.held.get_mut(family) = Some(held);
         let without_local = self.without_local.get_mut(family);
         without_local.update(&self.snapshot, &desired, &scope);
+        let put_back = restored.as_ref().map_or(0, |restored| restored.changes);
+        let [udp, tcp] = self.flows(family, &scope, &delta, restored);
         Ok(Synced {
             full,
             planned_all: matches!(scope, Scope::All),
-            changes: delta.len() + restored.as_ref().map_or(0, |restored| restored.changes),
-            udp: self.udp_flows(family, &scope, &delta, restored),
+            changes: delta.len() + put_back,
+            udp,
+            tcp,
         })
     }
 
-    /// What becomes of the UDP flows of what was in scope, of front ends that were removed, and of those that were
-    /// restored. While rules are only added, the old flows are as good as the old rules.
-    fn udp_flows(
+    /// What becomes of the flows of what was in scope, of front ends that were removed, and of those that were
+    /// restored: of UDP, and of TCP. While rules are only added, the old flows are as good as the old rules.
+    fn flows(
         &self,
         family: Family,
         scope: &Scope,
         delta: &Delta,
         restored: Option<Restored>,
-    ) -> UdpFlows {
+    ) -> [Flows; 2] {
         if self.only_adds {
-            return UdpFlows::default();
+            return Default::default();
         }
         let mut frontends: BTreeSet<_> = delta.rules.iter().map(|change| change.key).collect();
         let mut is_any = false;
@@ -296,7 +310,12 @@ impl Engine {
         if is_any {
             frontends.extend(self.snapshot.frontends(family));
         }
-        plan::udp_flows(&self.snapshot, &self.config, family, frontends)
+        let flows = |protocol| {
+            let frontends = frontends.iter().copied();
+            plan::flows(&self.snapshot, &self.config, family, protocol, frontends)
+        };
+        let tcp = self.ends_tcp.then(|| flows(Protocol::Tcp));
+        [flows(Protocol::Udp), tcp.unwrap_or_default()]
     }
 
     /// Logs, once, which Services do not get a front end because an older one has it.

@@ -20,6 +20,7 @@ use crate::dry_run::{DryRun, Output, Settings, dry_run};
 use crate::engine::Engine;
 use crate::event::Event;
 use crate::host::addresses::{self, AddressError};
+use crate::host::closer::Closer;
 use crate::host::reconciler::Reconciler;
 use crate::host::sysctl;
 use crate::http::Clock;
@@ -29,7 +30,7 @@ use crate::model::Family;
 use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError, Patience};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
-use crate::sync_loop::{Ended, Message, SyncLoop};
+use crate::sync_loop::{Draining, Ended, Message, SyncLoop};
 
 /// Why proxyd ends with a failure.
 #[derive(Debug, thiserror::Error)]
@@ -118,17 +119,25 @@ fn live(
         config.node_name
     );
     let metrics = Arc::clone(publisher.metrics());
-    let flows = Reconciler::start(move |report| {
+    let tracked = Reconciler::start(move |report| {
         for family in Family::ALL {
             if let Some(deleted) = *report.deleted.get(family) {
                 metrics.conntrack(family, report.duration, deleted);
             }
         }
     });
-    let flows = flows.map_err(RunError::Start)?;
-    let machine = Machine::new(Engine::new(config.plan.clone()), fastrand::u64(..));
+    let sockets = match config.backend {
+        Backend::Nftables => None,
+        Backend::Ebpf => Some(Closer::start(&config.places).map_err(RunError::Start)?),
+    };
+    let draining = Draining {
+        tracked: tracked.map_err(RunError::Start)?,
+        sockets,
+    };
+    let engine = Engine::new(config.plan.clone()).ending_tcp(config.closes_tcp);
+    let machine = Machine::new(engine, fastrand::u64(..));
     let dataplane = dataplane.as_mut();
-    Ok(SyncLoop::new(machine, dataplane, publisher, flows, clock).run(&receiver))
+    Ok(SyncLoop::new(machine, dataplane, publisher, draining, clock).run(&receiver))
 }
 
 /// The data plane of the back end that was asked for. What the other one had beside the rules retires.

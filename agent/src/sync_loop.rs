@@ -10,7 +10,9 @@ use std::time::Instant;
 use tracing::{debug, info};
 
 use crate::dataplane::Dataplane;
+use crate::engine::Synced;
 use crate::event::Event;
+use crate::host::closer::Closer;
 use crate::host::memory;
 use crate::host::reconciler::Reconciler;
 use crate::http::Clock;
@@ -36,16 +38,35 @@ pub(crate) enum Ended {
     SourceEnded(String),
 }
 
+/// The threads that end flows whose endpoints are gone.
+pub(crate) struct Draining {
+    /// Those that are tracked.
+    pub(crate) tracked: Reconciler,
+    /// Sockets, where those are balanced.
+    pub(crate) sockets: Option<Closer>,
+}
+
 /// The machine, the kernel behind it, and who is told.
 pub(crate) struct SyncLoop<'a> {
     machine: Machine,
     dataplane: &'a mut dyn Dataplane,
     publisher: Publisher,
-    flows: Reconciler,
+    draining: Draining,
     clock: Clock,
     was_in_sync: bool,
     /// A family was read back and compared as a whole, which takes memory.
     was_full: bool,
+}
+
+impl Draining {
+    /// Has the flows ended that a change did not leave in place. Returns at once.
+    fn send(&self, Synced { udp, mut tcp, .. }: Synced) {
+        if let Some(sockets) = &self.sockets {
+            tcp.merge(udp.clone());
+            sockets.send(tcp);
+        }
+        self.tracked.send(udp);
+    }
 }
 
 impl<'a> SyncLoop<'a> {
@@ -54,14 +75,14 @@ impl<'a> SyncLoop<'a> {
         machine: Machine,
         dataplane: &'a mut dyn Dataplane,
         publisher: Publisher,
-        flows: Reconciler,
+        draining: Draining,
         clock: Clock,
     ) -> Self {
         Self {
             machine,
             dataplane,
             publisher,
-            flows,
+            draining,
             clock,
             was_in_sync: false,
             was_full: false,
@@ -136,7 +157,7 @@ impl<'a> SyncLoop<'a> {
                 oldest.elapsed().as_micros()
             );
         }
-        self.flows.send(synced.udp);
+        self.draining.send(synced);
     }
 
     fn report_first_sync(&mut self) {

@@ -47,6 +47,8 @@ pub struct Config {
     pub backend: Backend,
     /// Where things of the machine are that the eBPF back end needs.
     pub places: Places,
+    /// TCP connections to endpoints that are gone are closed, where sockets are balanced.
+    pub closes_tcp: bool,
     /// Settings of what others can ask.
     pub health: HealthConfig,
     /// Settings of the kernel's connection tracking.
@@ -115,6 +117,12 @@ impl Config {
         notes.extend(file.iter().flat_map(File::notes));
 
         let backend = cli.backend.backend;
+        let closes_tcp = cli.backend.close_tcp_of_deleted_endpoints;
+        if closes_tcp && backend != Backend::Ebpf {
+            notes.push(
+                "--close-tcp-of-deleted-endpoints has no effect without --backend ebpf".to_owned(),
+            );
+        }
         let places = Places {
             cgroup: cli.backend.cgroup.take(),
             pins: std::mem::take(&mut cli.backend.bpf_path),
@@ -147,6 +155,7 @@ impl Config {
             },
             backend,
             places,
+            closes_tcp: closes_tcp && backend == Backend::Ebpf,
             health: health(&raw)?,
             conntrack: conntrack(&raw)?,
             notes,

@@ -4,9 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dataplane::recording::Recording;
-use crate::model::Parsed;
+use crate::model::{Endpoint, Parsed};
 use crate::testing::world::{World, beginning, engine, handle, held, lists, sync};
-use crate::testing::{any_event, endpoint, good, name, node_facts, service, slice};
+use crate::testing::{any_event, backend, endpoint, good, name, node_facts, service, slice};
 
 #[test]
 fn nothing_is_written_before_everything_was_heard_of() {
@@ -53,6 +53,32 @@ fn a_change_commits_what_it_touches_and_nothing_else() {
         (1, 1, 2)
     );
     assert_eq!(dataplane.resyncs, 2, "once for each family, at the start");
+}
+
+#[test]
+fn connections_of_an_endpoint_end_when_it_leaves_though_it_was_in_no_rule_any_more() {
+    let mut dataplane = Recording::default();
+    let finishing = Endpoint {
+        ready: false,
+        terminating: true,
+        ..endpoint("10.1.0.2")
+    };
+    let before = slice("web-1", "web", &[endpoint("10.1.0.1"), finishing]);
+    let services = [service("web", &["10.96.0.1"])];
+    for ends_tcp in [true, false] {
+        let mut engine = engine().ending_tcp(ends_tcp);
+        let known = lists(&services, std::slice::from_ref(&before));
+        handle(&mut engine, known.into_iter().chain(node_facts()));
+        sync(&mut engine, &mut dataplane);
+        let after = slice("web-1", "web", &[endpoint("10.1.0.1")]);
+        engine.handle(Event::SliceApplied(good(&after, &after.name)));
+        let synced = engine.sync(Family::V4, &mut dataplane).unwrap();
+        assert_eq!(synced.changes, 0);
+        assert!(synced.udp.is_empty(), "its port is one of TCP");
+        let kept: Vec<_> = synced.tcp.frontends.into_values().collect();
+        let expected = [[backend("10.1.0.1:8080")].into()];
+        assert_eq!(kept, expected[..usize::from(ends_tcp)]);
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
-//! What proxyd asks of the machine it runs on, and sets there. I/O: rtnetlink, connection tracking, files of the kernel,
-//! the C library.
+//! What proxyd asks of the machine it runs on, and sets there. I/O: rtnetlink, connection tracking, sockets, namespaces, files
+//! of the kernel, the C library.
 
 pub mod addresses;
+pub mod closer;
 pub mod conntrack;
 pub mod devices;
 pub mod memory;
+pub mod namespaces;
 pub mod ports;
 pub mod reconciler;
+pub mod sock_diag;
 pub mod sysctl;

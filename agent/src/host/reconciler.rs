@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::conntrack::{ConntrackError, Counts, Steps, Walk};
 use crate::model::{Frontend, PerFamily};
-use crate::plan::UdpFlows;
+use crate::plan::Flows;
 
 /// How the work is spread over time.
 #[derive(Debug, Clone, Copy)]
@@ -54,7 +54,7 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Reconciler {
     /// Always there but while it is dropped.
-    jobs: Option<Sender<UdpFlows>>,
+    jobs: Option<Sender<Flows>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -77,7 +77,7 @@ impl Reconciler {
         let (jobs, mailbox) = mpsc::channel();
         let worker = Worker {
             mailbox,
-            todo: UdpFlows::default(),
+            todo: Flows::default(),
             start_walk: walk,
             report,
             pace,
@@ -91,7 +91,7 @@ impl Reconciler {
     }
 
     /// Has the flows deleted that the job says are stale. Returns at once.
-    pub fn send(&self, job: UdpFlows) {
+    pub fn send(&self, job: Flows) {
         if let Some(jobs) = self.jobs.as_ref().filter(|_| !job.is_empty()) {
             // The thread ends before we do only by a panic, which was printed.
             let _ = jobs.send(job);
@@ -111,9 +111,9 @@ impl Drop for Reconciler {
 struct Dropped;
 
 struct Worker<W, R> {
-    mailbox: Receiver<UdpFlows>,
+    mailbox: Receiver<Flows>,
     /// The jobs that are not done yet, as one.
-    todo: UdpFlows,
+    todo: Flows,
     start_walk: W,
     report: R,
     pace: Pace,
@@ -140,7 +140,7 @@ where
         }
         self.rest(self.pace.settle)?;
         let started = Instant::now();
-        let mut newer = UdpFlows::default();
+        let mut newer = Flows::default();
         let result = self.walk(&mut newer)?;
         let duration = started.elapsed();
         let pause = duration.max(self.pace.rest);
@@ -201,7 +201,7 @@ where
 
     /// Deletes the flows that are stale. Jobs that come meanwhile are taken into the one under way, so that no flow is
     /// deleted that a newer job keeps, and into `newer`, which is to be done as a whole.
-    fn walk(&mut self, newer: &mut UdpFlows) -> Result<Result<Counts, ConntrackError>, Dropped> {
+    fn walk(&mut self, newer: &mut Flows) -> Result<Result<Counts, ConntrackError>, Dropped> {
         let mut walk = match (self.start_walk)() {
             Ok(walk) => walk,
             Err(error) => return Ok(Err(error)),

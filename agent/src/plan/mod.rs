@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 pub use detector::Detector;
 pub use health::health_checks;
-pub use stale_flows::{Flow, UdpFlows, udp_flows};
+pub use stale_flows::{Flow, Flows, flows};
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 
 use crate::model::{Exposure, Family, Frontend, Scope, Snapshot, TrafficPolicy};

@@ -50,6 +50,11 @@ impl<'a> Candidates<'a> {
         self.pick(|endpoint| endpoint.ready && is_here(endpoint), is_here)
     }
 
+    /// Endpoints in any state.
+    pub(super) fn all(&self) -> impl Iterator<Item = Backend> {
+        self.0.iter().map(|(backend, _)| *backend)
+    }
+
     /// Endpoints that answer: a flow to one of them goes on, though it may take no new ones. With
     /// `publishNotReadyAddresses` an endpoint is ready, and takes flows, that does not serve.
     pub(super) fn answering(&self) -> impl Iterator<Item = Backend> {

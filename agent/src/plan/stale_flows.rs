@@ -1,11 +1,14 @@
-//! Which tracked UDP flows are to be forgotten.
+//! Which flows go on after a change, and which are to be ended.
 //!
 //! The kernel remembers where a flow goes for as long as its client sends. TCP ends by itself; a UDP client that keeps
 //! its source port would send to a back end that is gone for ever. So after a change the flows of the changed
 //! front ends that no serving endpoint answers are deleted, and the next datagram is balanced anew. A Service that is
 //! gone, or has no endpoint left, keeps none (kube-proxy forgets these: its clients see a black hole).
 //!
-//! Pure: `host/` reads the flows and deletes them.
+//! Flows are those that are tracked, and sockets that were balanced. Where TCP connections are ended too, which is by
+//! option, an endpoint keeps its own for as long as it is in a slice, in whatever state: it has them to finish.
+//!
+//! Pure: `host/` reads the flows and ends them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -15,29 +18,31 @@ use super::select::Candidates;
 use super::{Backend, PlanConfig};
 use crate::model::{Family, Frontend, Port, Protocol, Snapshot};
 
-/// Which UDP flows are to be kept, for front ends that changed. Flows to anything else are none of our business.
+/// Which flows are to be kept, for front ends that changed. Flows to anything else are none of our business.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct UdpFlows {
+pub struct Flows {
     /// The back ends whose flows go on, by front end. Without any, the Service is gone or has no endpoints.
     pub frontends: BTreeMap<Frontend, BTreeSet<Backend>>,
     /// The addresses that NodePorts are at.
     pub node_port_addresses: BTreeSet<IpAddr>,
 }
 
-/// One tracked UDP flow: whom the client called, and who answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// One flow: whom the client called, and who answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
+    /// The transport protocol.
+    pub protocol: Protocol,
     /// Where the client sends its datagrams.
     pub destination: SocketAddr,
     /// Where the answers come from; the destination itself if the flow was never translated.
     pub reply_source: SocketAddr,
 }
 
-impl UdpFlows {
+impl Flows {
     /// Whether a flow goes to one of the front ends, and is answered by none of its back ends. So is one that was
     /// never translated: it began before the Service did.
     pub fn is_stale(&self, flow: &Flow) -> bool {
-        self.kept(flow.destination)
+        self.kept(flow.protocol, flow.destination)
             .is_some_and(|kept| !backend(flow.reply_source).is_some_and(|by| kept.contains(&by)))
     }
 
@@ -52,14 +57,21 @@ impl UdpFlows {
         self.frontends.is_empty()
     }
 
+    /// Whether a front end of a protocol changed.
+    pub fn has(&self, protocol: Protocol) -> bool {
+        let mut protocols = self.frontends.keys().map(Frontend::protocol);
+        protocols.any(|of| of == protocol)
+    }
+
     /// The back ends whose flows to an address go on; `None` if it is not one of the front ends. A NodePort does not
     /// have what an address has.
-    fn kept(&self, destination: SocketAddr) -> Option<&BTreeSet<Backend>> {
+    fn kept(&self, protocol: Protocol, destination: SocketAddr) -> Option<&BTreeSet<Backend>> {
         let Backend { ip, port } = backend(destination)?;
-        self.frontends.get(&address(ip, port)).or_else(|| {
+        let address = Frontend::Address { ip, protocol, port };
+        self.frontends.get(&address).or_else(|| {
             let node_port = Frontend::NodePort {
                 family: Family::of(ip),
-                protocol: Protocol::Udp,
+                protocol,
                 port,
             };
             let kept = self.frontends.get(&node_port)?;
@@ -68,32 +80,25 @@ impl UdpFlows {
     }
 }
 
-/// Which flows of these front ends of a family go on; those of other protocols are left out. Every endpoint that
-/// is ready or serves keeps its flows, also while it terminates, and whatever the Service's traffic policies.
-pub fn udp_flows(
+/// Which flows of a protocol, to these front ends of a family, go on; front ends of other protocols are left out. Every
+/// endpoint that is ready or serves keeps its flows, also while it terminates, and whatever the Service's traffic
+/// policies; one that does neither keeps those of TCP alone.
+pub fn flows(
     snapshot: &Snapshot,
     config: &PlanConfig,
     family: Family,
+    protocol: Protocol,
     frontends: impl IntoIterator<Item = Frontend>,
-) -> UdpFlows {
-    let mut flows = UdpFlows::default();
+) -> Flows {
+    let mut flows = Flows::default();
     for frontend in frontends {
-        let node_port = match frontend {
-            Frontend::Address {
-                protocol: Protocol::Udp,
-                ..
-            } => None,
-            Frontend::NodePort {
-                protocol: Protocol::Udp,
-                port,
-                ..
-            } => Some(port),
-            _ => continue,
-        };
+        if frontend.protocol() != protocol {
+            continue;
+        }
         flows
             .frontends
-            .insert(frontend, serving(snapshot, frontend));
-        let Some(port) = node_port else {
+            .insert(frontend, keeping(snapshot, frontend));
+        let Frontend::NodePort { port, .. } = frontend else {
             continue;
         };
         if flows.node_port_addresses.is_empty() {
@@ -101,31 +106,26 @@ pub fn udp_flows(
             flows.node_port_addresses = addresses.into_iter().collect();
         }
         // Where an address of the node is a Service's own, this port there is not the NodePort.
-        for ip in &flows.node_port_addresses {
-            let own = address(*ip, port);
+        for ip in flows.node_port_addresses.iter().copied() {
+            let own = Frontend::Address { ip, protocol, port };
             if snapshot.claimants(own).next().is_some() {
-                flows.frontends.insert(own, serving(snapshot, own));
+                flows.frontends.insert(own, keeping(snapshot, own));
             }
         }
     }
     flows
 }
 
-/// The endpoints of a front end that may answer; none if no Service has it.
-fn serving(snapshot: &Snapshot, frontend: Frontend) -> BTreeSet<Backend> {
+/// The endpoints of a front end that keep their flows; none if no Service has it.
+fn keeping(snapshot: &Snapshot, frontend: Frontend) -> BTreeSet<Backend> {
     let Some((service, claimed)) = snapshot.owner(frontend) else {
         return BTreeSet::new();
     };
     let slices = snapshot.slices_of(&service.name);
     let candidates = Candidates::of(slices, claimed.port, frontend.family());
-    candidates.answering().collect()
-}
-
-fn address(ip: IpAddr, port: Port) -> Frontend {
-    Frontend::Address {
-        ip,
-        protocol: Protocol::Udp,
-        port,
+    match frontend.protocol() {
+        Protocol::Tcp => candidates.all().collect(),
+        Protocol::Udp | Protocol::Sctp => candidates.answering().collect(),
     }
 }
 

@@ -30,6 +30,12 @@ fn what_has_no_effect_is_noted_once() {
         assert_eq!(config.unwrap().notes, [expected]);
     };
     check(
+        flags("--close-tcp-of-deleted-endpoints"),
+        "--close-tcp-of-deleted-endpoints has no effect without --backend ebpf",
+    );
+    let closes = flags("--backend ebpf --close-tcp-of-deleted-endpoints").unwrap();
+    assert!(closes.closes_tcp && closes.notes.is_empty());
+    check(
         flags("--proxy-mode ipvs --nodeport-addresses primary"),
         "--proxy-mode: ipvs is taken for nftables, which proxyd always uses",
     );

@@ -126,7 +126,12 @@ fn masquerade_ports() -> (u16, u16) {
 
 /// Where a map of this layout is pinned.
 pub(super) fn map_pin(pins: &Path, name: &str) -> PathBuf {
-    Pins(pins).maps().join(name)
+    maps(pins).join(name)
+}
+
+/// Where maps of this layout are, below the directory where everything is pinned.
+pub(super) fn maps(pins: &Path) -> PathBuf {
+    pins.join(format!("maps-{LAYOUT}"))
 }
 
 /// Takes programs and maps away; tells whether there were any.
@@ -197,7 +202,7 @@ impl<'a> Pins<'a> {
 
     /// Where maps of this layout are.
     fn maps(&self) -> PathBuf {
-        self.0.join(format!("maps-{LAYOUT}"))
+        maps(self.0)
     }
 
     /// Removes maps of other layouts, which no program uses any more.

@@ -17,6 +17,8 @@ pub mod maglev;
 mod maps;
 mod needs;
 mod order;
+pub mod peer;
+pub mod peers;
 mod probe;
 pub mod render;
 mod retire;

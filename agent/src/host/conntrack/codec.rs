@@ -137,6 +137,7 @@ fn entry(payload: &[u8]) -> Option<Entry<'_>> {
     let (_, reply_source, _) = ends(reply?)?;
     Some(Entry {
         flow: Flow {
+            protocol: Protocol::Udp,
             destination,
             reply_source,
         },

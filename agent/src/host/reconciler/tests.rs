@@ -43,6 +43,7 @@ impl Steps for Walk {
         match self.steps.recv() {
             Ok(Found::Flow(reply_source)) => {
                 let flow = Flow {
+                    protocol: Protocol::Udp,
                     destination: "10.96.0.10:53".parse().unwrap(),
                     reply_source: reply_source.parse().unwrap(),
                 };
@@ -93,13 +94,13 @@ impl Test {
             port: port(53),
         };
         let backends = backends.iter().map(|text| backend(text));
-        let job = UdpFlows {
+        let job = Flows {
             frontends: [(
                 frontend,
                 backends.collect::<std::collections::BTreeSet<Backend>>(),
             )]
             .into(),
-            ..UdpFlows::default()
+            ..Flows::default()
         };
         self.reconciler.as_ref().unwrap().send(job);
     }
@@ -136,7 +137,7 @@ fn a_job_is_one_walk_and_one_report() {
     assert!(test.deletes(&walk, "10.1.0.3:53"));
     walk.send(Found::End).unwrap();
     assert_eq!(test.report(), (1, 3, 2));
-    test.reconciler.as_ref().unwrap().send(UdpFlows::default());
+    test.reconciler.as_ref().unwrap().send(Flows::default());
     test.send(&[]);
     let walk = test.walk();
     assert!(test.deletes(&walk, "10.1.0.1:53"));
@@ -177,9 +178,9 @@ fn what_failed_is_done_with_the_next_job() {
         protocol: Protocol::Udp,
         port: port(53),
     };
-    test.reconciler.as_ref().unwrap().send(UdpFlows {
+    test.reconciler.as_ref().unwrap().send(Flows {
         frontends: [(other, Default::default())].into(),
-        ..UdpFlows::default()
+        ..Flows::default()
     });
     let walk = test.walk();
     assert!(test.deletes(&walk, "10.1.0.2:53"));

@@ -12,6 +12,7 @@ use crate::testing::{
 
 fn flow(destination: &str, reply_source: &str) -> Flow {
     Flow {
+        protocol: Protocol::Udp,
         destination: destination.parse().unwrap(),
         reply_source: reply_source.parse().unwrap(),
     }
@@ -19,7 +20,11 @@ fn flow(destination: &str, reply_source: &str) -> Flow {
 
 fn frontend(text: &str) -> Frontend {
     let socket: SocketAddr = text.parse().unwrap();
-    address(socket.ip(), port(socket.port()))
+    Frontend::Address {
+        ip: socket.ip(),
+        protocol: Protocol::Udp,
+        port: port(socket.port()),
+    }
 }
 
 fn node_port(family: Family, number: u16) -> Frontend {
@@ -30,9 +35,9 @@ fn node_port(family: Family, number: u16) -> Frontend {
     }
 }
 
-fn flows(frontends: &[(Frontend, &[&str])]) -> UdpFlows {
+fn flows(frontends: &[(Frontend, &[&str])]) -> Flows {
     let kept = |backends: &[&str]| backends.iter().map(|text| to_backend(text)).collect();
-    UdpFlows {
+    Flows {
         frontends: frontends
             .iter()
             .map(|(frontend, backends)| (*frontend, kept(backends)))
@@ -82,8 +87,27 @@ fn snapshot(services: &[Service], slices: &[Slice]) -> Snapshot {
 }
 
 /// The flows of every front end of a family.
-fn all_flows(snapshot: &Snapshot, family: Family) -> UdpFlows {
-    udp_flows(snapshot, &plan_config(), family, snapshot.frontends(family))
+fn all_flows(snapshot: &Snapshot, family: Family) -> Flows {
+    let udp = Protocol::Udp;
+    super::flows(
+        snapshot,
+        &plan_config(),
+        family,
+        udp,
+        snapshot.frontends(family),
+    )
+}
+
+/// The UDP flows of some front ends of IPv4.
+fn udp_flows(snapshot: &Snapshot, frontends: &[Frontend]) -> Flows {
+    let frontends = frontends.iter().copied();
+    super::flows(
+        snapshot,
+        &plan_config(),
+        Family::V4,
+        Protocol::Udp,
+        frontends,
+    )
 }
 
 #[test]
@@ -132,7 +156,7 @@ fn a_node_port_does_not_have_what_an_address_has() {
 fn a_newer_job_knows_better_about_its_front_ends() {
     let (first, second) = (frontend("10.96.0.10:53"), frontend("10.96.0.11:53"));
     let mut jobs = flows(&[(first, &["10.1.0.1:53"]), (second, &["10.1.0.2:53"])]);
-    jobs.merge(UdpFlows {
+    jobs.merge(Flows {
         node_port_addresses: [ip("192.168.0.9")].into(),
         ..flows(&[(first, &["10.1.0.3:53"])])
     });
@@ -178,6 +202,37 @@ fn endpoints_that_are_ready_or_serve_keep_their_flows() {
 }
 
 #[test]
+fn a_tcp_connection_goes_on_while_its_endpoint_is_in_a_slice() {
+    let finishing = Endpoint {
+        ready: false,
+        serving: false,
+        terminating: true,
+        ..endpoint("10.1.0.2")
+    };
+    let endpoints = [endpoint("10.1.0.1"), finishing];
+    let mut snapshot = snapshot(
+        &[service("web", &["10.96.0.1"])],
+        &[slice("web-1", "web", &endpoints)],
+    );
+    let is_stale = |snapshot: &Snapshot, to| {
+        let all = snapshot.frontends(Family::V4);
+        let flows = super::flows(snapshot, &plan_config(), Family::V4, Protocol::Tcp, all);
+        let flow = flow("10.96.0.1:80", to);
+        let tcp = Protocol::Tcp;
+        assert!(!flows.is_stale(&flow), "of another protocol");
+        flows.is_stale(&Flow {
+            protocol: tcp,
+            ..flow
+        })
+    };
+    assert!(!is_stale(&snapshot, "10.1.0.1:8080"));
+    assert!(!is_stale(&snapshot, "10.1.0.2:8080"));
+    assert!(is_stale(&snapshot, "10.1.0.3:8080"));
+    snapshot.put_slice(slice("web-1", "web", &endpoints[..1]));
+    assert!(is_stale(&snapshot, "10.1.0.2:8080"));
+}
+
+#[test]
 fn a_front_end_that_is_gone_or_has_no_endpoints_keeps_no_flow() {
     let gone = frontend("10.96.0.10:53");
     let tcp = Frontend::Address {
@@ -190,15 +245,14 @@ fn a_front_end_that_is_gone_or_has_no_endpoints_keeps_no_flow() {
         &[dns_slice("dns-1", &[endpoint("10.1.0.1")])],
     );
     let flow = flow("10.96.0.10:53", "10.1.0.1:5353");
-    let jobs =
-        |snapshot: &Snapshot| udp_flows(snapshot, &plan_config(), Family::V4, [tcp, gone, tcp]);
+    let jobs = |snapshot: &Snapshot| udp_flows(snapshot, &[tcp, gone, tcp]);
     assert!(!jobs(&snapshot).is_stale(&flow));
     snapshot.put_slice(dns_slice("dns-1", &[]));
     assert!(jobs(&snapshot).is_stale(&flow));
     snapshot.remove_service(&name("dns"));
     assert!(jobs(&snapshot).is_stale(&flow));
     assert_eq!(jobs(&snapshot).frontends, flows(&[(gone, &[])]).frontends);
-    assert!(udp_flows(&snapshot, &plan_config(), Family::V4, [tcp]).is_empty());
+    assert!(udp_flows(&snapshot, &[tcp]).is_empty());
 }
 
 #[test]
@@ -220,7 +274,7 @@ fn a_services_address_on_the_node_is_no_node_port() {
     let of_dns = dns_slice("dns-1", &[endpoint("10.1.0.1")]);
     let snapshot = snapshot(&[dns(&["10.96.0.10"]), other], &[of_dns, of_other]);
     let changed = [node_port(Family::V4, 30053)];
-    let jobs = udp_flows(&snapshot, &plan_config(), Family::V4, changed);
+    let jobs = udp_flows(&snapshot, &changed);
     assert!(!jobs.is_stale(&flow("192.168.0.2:30053", "10.1.0.9:5353")));
     assert!(jobs.is_stale(&flow("192.168.0.2:30053", "10.1.0.1:5353")));
 }
@@ -256,6 +310,7 @@ proptest! {
                 };
                 for (ip, port) in destinations {
                     let to = |reply_source| Flow {
+                        protocol: Protocol::Udp,
                         destination: SocketAddr::new(ip, port.get()),
                         reply_source,
                     };

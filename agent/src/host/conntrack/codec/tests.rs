@@ -91,6 +91,7 @@ fn flows_of_tcp_and_udp_are_found_among_others() {
         Answer::Flow(Entry {
             protocol,
             flow: Flow {
+                protocol: Protocol::Udp,
                 destination: destination.parse().unwrap(),
                 reply_source: reply_source.parse().unwrap(),
             },
