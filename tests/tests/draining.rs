@@ -12,6 +12,7 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use proxyd::dataplane::ebpf::Places;
+use proxyd::dataplane::ebpf::maglev::TableSize;
 use proxyd::dataplane::ebpf::peers::Peers;
 use proxyd::model::{Frontend, Protocol as OfFrontend};
 use proxyd::plan::{Backend, Flows};
@@ -126,6 +127,9 @@ impl Balanced {
         let places = Places {
             cgroup: None,
             pins: self.sockets.pins().to_owned(),
+            devices: Vec::new(),
+            tcx: true,
+            table_size: TableSize::DEFAULT,
         };
         let peers = Peers::open(&places, &flows).unwrap();
         peers.stale(&flows).unwrap().len()
