@@ -2,7 +2,6 @@
 //! rtnetlink.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
@@ -14,7 +13,7 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::time::timeout;
 
 use super::addresses::{AddressError, address_of, is_reachable};
-use crate::model::{Family, PerFamily};
+use crate::model::{Device, Family, PerFamily};
 
 /// How long changes are gathered before devices are read again: a pod that comes brings a dozen.
 const GATHER: Duration = Duration::from_millis(20);
@@ -23,25 +22,6 @@ const GATHER: Duration = Duration::from_millis(20);
 const PASSING: AddressHeaderFlags = AddressHeaderFlags::Secondary
     .union(AddressHeaderFlags::Deprecated)
     .union(AddressHeaderFlags::Tentative);
-
-/// A device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    /// Its index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// Whether its packets begin with an Ethernet header. If not, they begin with that of IP.
-    pub is_ethernet: bool,
-    /// Whether a route leads there, other than to link-local addresses.
-    pub has_routes: bool,
-    /// Whether a default route leads there.
-    pub has_default_route: bool,
-    /// The index of the bridge that it is a port of.
-    pub bridge: Option<u32>,
-    /// The node's address there, the first one that other machines may reach.
-    pub addresses: PerFamily<Option<IpAddr>>,
-}
 
 /// Gives all devices but loopback ones to `take`: now, after changes, and at the latest after `interval`; for as long as it
 /// says true.

@@ -4,6 +4,7 @@
 //! here does I/O or reads a clock. Only [`translate`] sees Kubernetes API types.
 
 mod address;
+mod device;
 mod endpoint;
 mod name;
 mod node;
@@ -14,6 +15,7 @@ mod snapshot;
 pub mod translate;
 
 pub use address::{Family, PerFamily, Port, Protocol};
+pub use device::Device;
 pub use endpoint::{Endpoint, Hints, Place, Slice, SlicePort};
 pub use name::ObjectName;
 pub use node::Node;

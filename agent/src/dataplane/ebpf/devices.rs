@@ -9,8 +9,7 @@ use std::net::IpAddr;
 use proxyd_ebpf_common as bpf;
 
 use super::layout::address;
-use crate::host::devices::Device;
-use crate::model::{Family, PerFamily};
+use crate::model::{Device, Family, PerFamily};
 use crate::plan::Detector;
 
 /// Which devices are wanted.

@@ -28,7 +28,8 @@ use tracing::{info, warn};
 use super::super::DataplaneError;
 use super::devices::{self, Selection, Wanted};
 use super::links::{self, Links};
-use crate::host::devices::{Device, watch};
+use crate::host::devices::watch;
+use crate::model::Device;
 
 /// Both ways, with the name of the program at devices with an Ethernet header, and at those without.
 const DIRECTIONS: [(TcAttachType, &str, &str); 2] = [
