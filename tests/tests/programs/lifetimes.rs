@@ -161,7 +161,7 @@ fn shake_hands(node: &Node, call: Talk) -> Talk {
 }
 
 /// The back end says something; tells what becomes of it.
-fn answer(node: &Node, seen: Talk, part: Part) -> Talk {
+pub(crate) fn answer(node: &Node, seen: Talk, part: Part) -> Talk {
     let inside = node.comes_in(PODS, seen.answer(), part).unwrap();
     node.goes_out(UPLINK, inside, part).unwrap()
 }
@@ -310,7 +310,7 @@ fn a_client_that_never_answers_does_not_establish_a_connection() {
 }
 
 /// Both sides have said something.
-fn converse_open(node: &Node, call: Talk) -> Talk {
+pub(crate) fn converse_open(node: &Node, call: Talk) -> Talk {
     let seen = shake_hands(node, call);
     assert_eq!(answer(node, seen, Part::Data), call.answer());
     seen

@@ -16,7 +16,11 @@
     reason = "a test panics where something is not as it must be"
 )]
 
+mod errors;
+mod fragments;
+mod hostile;
 mod lifetimes;
 mod node;
 mod packets;
+mod random;
 mod services;

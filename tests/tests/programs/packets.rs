@@ -130,7 +130,11 @@ impl Kind {
 
     /// What a packet of a talk has behind its IP header.
     pub(crate) fn segment(self, talk: Talk, part: Part) -> Vec<u8> {
-        let payload = self.payload(part);
+        self.segment_with(talk, part, self.payload(part))
+    }
+
+    /// The same with a payload of its own.
+    pub(crate) fn segment_with(self, talk: Talk, part: Part, payload: &[u8]) -> Vec<u8> {
         let ends = (octets(talk.from.ip()), octets(talk.to.ip()));
         match self.protocol {
             Protocol::Tcp => {
