@@ -1,5 +1,6 @@
 //! A node: the programs, loaded with maps of their own, which tests fill.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, OnceLock};
 
@@ -344,12 +345,18 @@ impl Node {
         self.map("devices").insert(index, device, 0).unwrap();
     }
 
-    /// Makes all that is remembered be that much older.
+    /// Makes all that is remembered be that much older, but not older than the machine's start.
     ///
     /// # Panics
-    /// If the machine runs for less time than that.
+    /// If the machine runs for less time than that: then nothing can be so old.
     pub(crate) fn grows_older(&mut self, seconds: u64) {
-        let older = |used_at: u64| used_at.checked_sub(seconds * 1_000_000_000).unwrap();
+        let uptime = fs::read_to_string("/proc/uptime").unwrap();
+        let uptime: u64 = uptime.split('.').next().unwrap().parse().unwrap();
+        assert!(
+            uptime > seconds,
+            "NOT RUN: the machine runs for {uptime} s only"
+        );
+        let older = |used_at: u64| used_at.saturating_sub(seconds * 1_000_000_000);
         for name in ["ingress_flows", "egress_flows"] {
             let mut map = self.map::<bpf::Tuple, bpf::Flow>(name);
             let flows: Vec<_> = map.iter().map(Result::unwrap).collect();
