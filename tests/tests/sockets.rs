@@ -318,7 +318,7 @@ fn programs_that_others_take_away_are_attached_again() {
 fn cleanup_leaves_nothing() {
     let mut balanced = Balanced::start(&json!({}));
     let pins = balanced.sockets.pins().to_owned();
-    assert!(pins.join("maps-1/frontends").exists());
+    assert!(pins.join("maps-3/frontends").exists());
     let agent = &mut balanced.world.agent;
     agent.signal(Signal::SIGTERM);
     eventually("it has ended", PATIENCE, || agent.exited().is_some());
