@@ -81,20 +81,26 @@ fn ask_node(cluster: &Cluster, node: &Node, node_port: u16, from: Range<u16>) ->
     answers
 }
 
-/// Waits until an agent has made so many tables since its start.
+/// Waits until an agent has made and removed so many tables since its start.
 #[track_caller]
-fn wait_for_tables(agent: &Agent, count: usize) {
-    let made = || {
-        let log = agent.log();
-        let lines = log
-            .iter()
-            .filter_map(|line| line.split_once("hash tables: "));
-        let counts = lines.map(|(_, rest)| rest.split(' ').next().unwrap().parse::<usize>());
-        counts.map(Result::unwrap).sum::<usize>()
+fn wait_for_tables(agent: &Agent, made: usize, removed: usize) {
+    let is_done = || {
+        let mut sums = [0; 2];
+        for line in agent.log() {
+            let Some((_, counts)) = line.split_once("hash tables: ") else {
+                continue;
+            };
+            let numbers = counts
+                .split(' ')
+                .filter_map(|word| word.parse::<usize>().ok());
+            for (sum, number) in sums.iter_mut().zip(numbers) {
+                *sum += number;
+            }
+        }
+        sums[0] >= made && sums[1] >= removed
     };
-    eventually(&format!("{count} tables are made"), PATIENCE, || {
-        made() >= count
-    });
+    let what = format!("{made} tables are made and {removed} removed");
+    eventually(&what, PATIENCE, is_done);
 }
 
 #[test]
@@ -107,11 +113,11 @@ fn nodes_choose_alike_whatever_they_saw_before() {
 
     // The first node learns of one endpoint later, so it has that in another place than the other node, which is told of all.
     let mut world = World::start(cluster, &objects(&all[1..]), &args(0));
-    wait_for_tables(&world.agent, 2);
+    wait_for_tables(&world.agent, 2, 0);
     world.write(&objects(&all));
-    wait_for_tables(&world.agent, 4);
+    wait_for_tables(&world.agent, 4, 2);
     let mut other = start_agent(&world.cluster.node2.host, &world.manifests, &args(1));
-    wait_for_tables(&other, 2);
+    wait_for_tables(&other, 2, 0);
     let both = |world: &World, port, from: Range<u16>| {
         let nodes = [&world.cluster.node1, &world.cluster.node2];
         nodes.map(|node| ask_node(&world.cluster, node, port, from.clone()))
@@ -134,7 +140,7 @@ fn nodes_choose_alike_whatever_they_saw_before() {
     // One endpoint goes: who had another one keeps it, asking from the same ports as before at a node that has forgotten them.
     let [before, _] = both(&world, NODE_PORT, 42_000..42_050);
     world.write(&objects(&all[..4]));
-    wait_for_tables(&world.agent, 6);
+    wait_for_tables(&world.agent, 6, 4);
     other.terminate();
     let cleanup = |number: usize, node: &Node| {
         let args = [&["--cleanup"], &sockets[number].args()[2..]].concat();
@@ -142,7 +148,7 @@ fn nodes_choose_alike_whatever_they_saw_before() {
     };
     cleanup(1, &world.cluster.node2);
     other = start_agent(&world.cluster.node2.host, &world.manifests, &args(1));
-    wait_for_tables(&other, 2);
+    wait_for_tables(&other, 2, 0);
     let after = ask_node(
         &world.cluster,
         &world.cluster.node2,
@@ -162,15 +168,14 @@ fn nodes_choose_alike_whatever_they_saw_before() {
     // Tables of another size take the place of those that are there.
     let other_size = ["--maglev-table-size", "251"];
     world = world.restart(&[&args(0)[..], &other_size].concat());
-    wait_for_tables(&world.agent, 2);
-    world.agent.wait_for_log("1 made, 1 removed", PATIENCE);
+    wait_for_tables(&world.agent, 2, 2);
     other.terminate();
     other = start_agent(
         &world.cluster.node2.host,
         &world.manifests,
         &[&args(1)[..], &other_size].concat(),
     );
-    wait_for_tables(&other, 2);
+    wait_for_tables(&other, 2, 0);
     let [one, two] = both(&world, NODE_PORT, 43_000..43_025);
     assert_eq!(one, two);
     other.terminate();
