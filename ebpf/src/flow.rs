@@ -27,6 +27,9 @@ const SECOND: u64 = 1_000_000_000;
 /// A client that asks again within this time has not heard from the back end yet.
 const PATIENCE: u64 = 10 * SECOND;
 
+/// A packet that passes two devices, such as a bridge and its port, is at the second within this time.
+const BETWEEN_DEVICES: u64 = SECOND / 100;
+
 /// So many bits of the time, which are 17 seconds, pass before the other direction is told that a connection is in use.
 const TELLS_AFTER: u32 = 34;
 
@@ -162,7 +165,7 @@ fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
 }
 
 /// Makes way for a connection that no front end has: the client may have talked to the same receiver by a front end, from the same
-/// port, whose answers get another sender. That is forgotten if it is over, or, for UDP, was not used lately.
+/// port, whose answers get another sender. That is forgotten if it is over; of UDP, whoever speaks last is answered.
 #[inline(always)]
 pub fn make_way(work: &mut Work, now: u64) {
     let Work {
@@ -181,7 +184,7 @@ pub fn make_way(work: &mut Work, now: u64) {
     // SAFETY: it is looked at at once.
     let there = unsafe { INGRESS_FLOWS.get(&*called) };
     // This may be its own packet, translated at another device.
-    if !there.is_some_and(|there| now.saturating_sub(there.used_at) < SECOND) {
+    if !there.is_some_and(|there| now.saturating_sub(there.used_at) < BETWEEN_DEVICES) {
         let _ = EGRESS_FLOWS.remove(&*key);
         let _ = INGRESS_FLOWS.remove(&*called);
     }

@@ -46,7 +46,7 @@ pub trait Dataplane {
 pub enum Backend {
     /// Rules of nf_tables.
     Nftables,
-    /// BPF programs for sockets of this node and its pods; rules of nf_tables for all other traffic.
+    /// BPF programs, at sockets of this node and its pods and at devices; rules of nf_tables refuse and drop beside.
     Ebpf,
 }
 
