@@ -165,7 +165,7 @@ fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
 }
 
 /// Makes way for a connection that no front end has: the client may have talked to the same receiver by a front end, from the same
-/// port, whose answers get another sender. That is forgotten if it is over; of UDP, whoever speaks last is answered.
+/// port, whose answers get another sender. That is forgotten if one side has closed it; of UDP, whoever speaks last is answered.
 #[inline(always)]
 pub fn make_way(work: &mut Work, now: u64) {
     let Work {
@@ -176,15 +176,17 @@ pub fn make_way(work: &mut Work, now: u64) {
     let Some(answers) = (unsafe { EGRESS_FLOWS.get(&*key) }) else {
         return;
     };
-    if packet.tuple.protocol != UDP && answers.state != CLOSING {
-        return;
-    }
     let called = &mut flow.to;
     *called = answers.to.reversed();
     // SAFETY: it is looked at at once.
     let there = unsafe { INGRESS_FLOWS.get(&*called) };
-    // This may be its own packet, translated at another device.
-    if !there.is_some_and(|there| now.saturating_sub(there.used_at) < BETWEEN_DEVICES) {
+    let stays = if packet.tuple.protocol == UDP {
+        // This may be its own datagram, translated at another device.
+        there.is_some_and(|there| now.saturating_sub(there.used_at) < BETWEEN_DEVICES)
+    } else {
+        answers.state != CLOSING && there.is_some_and(|there| there.state != CLOSING)
+    };
+    if !stays {
         let _ = EGRESS_FLOWS.remove(&*key);
         let _ = INGRESS_FLOWS.remove(&*called);
     }

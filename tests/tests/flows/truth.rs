@@ -39,7 +39,11 @@ fn check(args: &[&str], table: &str) {
 
 #[track_caller]
 fn check_with(args: &[&str], table: &str, prepare: impl FnOnce(&mut Cast)) {
-    let mut scene = Scene::across(args, services(), table);
+    check_scene(Scene::across(args, services(), table), prepare);
+}
+
+#[track_caller]
+fn check_scene(mut scene: Scene<'_>, prepare: impl FnOnce(&mut Cast)) {
     scene.others.push(node());
     scene.check_with(|cast: &mut Cast| {
         prepare(cast);
@@ -94,7 +98,7 @@ fn sctp_goes_by_rules_beside_programs() {
     let args = ["--cluster-cidr", CLUSTER_CIDR];
     let mut scene = Scene::across(&args, services(), &of_the_cluster());
     scene.sctp_beside = true;
-    scene.check();
+    check_scene(scene, |_| {});
 }
 
 #[test]
