@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
+use crate::model::{AffinityTimeout, Frontend, Port, Protocol};
 use crate::plan::{Backend, Balance, Detector, Member, Policy, Rule, Tables};
 
 /// The first packet of a connection.
@@ -125,13 +125,7 @@ impl Tracer<'_> {
             ..
         } = *packet;
         let at_node = self.has(Member::NodePortAddress(ip)) && self.local_addresses.contains(&ip);
-        let node_port = at_node.then_some(Frontend::NodePort {
-            family: Family::of(ip),
-            protocol,
-            port,
-        });
-        let address = Frontend::Address { ip, protocol, port };
-        [address].into_iter().chain(node_port)
+        Frontend::called(ip, protocol, port, at_node)
     }
 
     fn is_allowed(&self, packet: &Packet) -> bool {

@@ -109,21 +109,31 @@ fn outer_checksum(ctx: &TcContext, packet: &Packet, from: &[u8; 16], to: &[u8; 1
     }
 }
 
+/// Where addresses are in the headers of IPv4 and IPv6.
+const SOURCE: [u32; 2] = [12, 8];
+const DESTINATION: [u32; 2] = [16, 24];
+
 #[inline(always)]
 fn set_source(ctx: &TcContext, packet: &Packet, l3: u32, to: &[u8; 16]) -> Result {
-    if packet.is_v4 {
-        ctx.store(l3 as usize + 12, &v4(to), 0)
-    } else {
-        ctx.store(l3 as usize + 8, to, 0)
-    }
+    set_address(ctx, packet, (l3, SOURCE), to)
 }
 
 #[inline(always)]
 fn set_destination(ctx: &TcContext, packet: &Packet, l3: u32, to: &[u8; 16]) -> Result {
+    set_address(ctx, packet, (l3, DESTINATION), to)
+}
+
+#[inline(always)]
+fn set_address(
+    ctx: &TcContext,
+    packet: &Packet,
+    (l3, [in_v4, in_v6]): (u32, [u32; 2]),
+    to: &[u8; 16],
+) -> Result {
     if packet.is_v4 {
-        ctx.store(l3 as usize + 16, &v4(to), 0)
+        ctx.store((l3 + in_v4) as usize, &v4(to), 0)
     } else {
-        ctx.store(l3 as usize + 24, to, 0)
+        ctx.store((l3 + in_v6) as usize, to, 0)
     }
 }
 

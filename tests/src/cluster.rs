@@ -177,6 +177,11 @@ impl Cluster {
 }
 
 impl Host {
+    /// Its address of the same family as another one.
+    pub fn own(&self, family: IpAddr) -> IpAddr {
+        if family.is_ipv4() { self.v4 } else { self.v6 }
+    }
+
     /// Runs `work` inside; see [`Netns::enter`].
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.netns.enter(work)

@@ -70,42 +70,33 @@ impl Stage {
     /// Ends the agent and starts another one with the same objects.
     #[must_use]
     pub fn restart(self, args: &[&str]) -> Self {
-        self.again(None, args)
+        self.again(|_, _| {}, args)
     }
 
     /// Ends the agent and starts another one with these Services.
     #[must_use]
     pub fn restart_with(self, services: &[Svc], args: &[&str]) -> Self {
-        self.again(Some(services), args)
+        self.again(
+            |manifests, cast| world::write(manifests, &service::objects(services, cast)),
+            args,
+        )
     }
 
     /// Ends the agent, takes its programs away and starts another one with the same objects.
     #[must_use]
     fn restart_without(self, sockets: Sockets, args: &[&str]) -> Self {
-        let Self {
-            cast,
-            agent,
-            manifests,
-        } = self;
-        agent.terminate();
-        drop(sockets);
-        Self {
-            agent: world::start_agent(&cast.cluster.node1.host, &manifests, args),
-            cast,
-            manifests,
-        }
+        self.again(|_, _| drop(sockets), args)
     }
 
-    fn again(self, services: Option<&[Svc]>, args: &[&str]) -> Self {
+    /// Ends the agent and starts another one; in between something else is done.
+    fn again(self, between: impl FnOnce(&TempDir, &Cast), args: &[&str]) -> Self {
         let Self {
             cast,
             agent,
             manifests,
         } = self;
         agent.terminate();
-        if let Some(services) = services {
-            world::write(&manifests, &service::objects(services, &cast));
-        }
+        between(&manifests, &cast);
         Self {
             agent: world::start_agent(&cast.cluster.node1.host, &manifests, args),
             cast,

@@ -19,6 +19,7 @@ pub mod sockets;
 pub mod tables;
 pub mod traffic;
 pub mod wait;
+pub mod web;
 pub mod wild;
 pub mod world;
 pub mod written;

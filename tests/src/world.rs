@@ -4,10 +4,11 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, nft};
 use crate::cluster::{CLUSTER_CIDR, Cluster, Host, Pod};
 use crate::objects::{self, Port};
 use crate::traffic::{Protocol, Tally, ask, ask_many};
@@ -68,6 +69,19 @@ impl World {
             cluster,
             manifests,
         }
+    }
+
+    /// Kills the agent and takes all rules away: what else there is in the kernel is left alone.
+    ///
+    /// # Panics
+    /// If the agent does not end, or a rule stays.
+    pub fn leave_without_rules(&mut self) {
+        let agent = &mut self.agent;
+        agent.signal(Signal::SIGKILL);
+        eventually("it has ended", PATIENCE, || agent.exited().is_some());
+        let node = &self.node().netns;
+        nft(node, &["flush", "ruleset"], "");
+        assert_eq!(nft(node, &["list", "tables"], ""), "");
     }
 
     /// The node that the agent is on.

@@ -21,14 +21,10 @@ use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::sockets::Sockets;
 use proxyd_tests::traffic::{Conversation, Failure, Protocol};
 use proxyd_tests::wait::eventually;
+use proxyd_tests::web::{NODE_PORT, PORTS};
 use proxyd_tests::world::{PATIENCE, World, write};
 use serde_json::{Value, json};
 
-const NODE_PORT: u16 = 30080;
-const PORTS: [Port; 2] = [
-    Port::HTTP.at_nodes(NODE_PORT),
-    Port::UDP.at_nodes(NODE_PORT),
-];
 /// Of a second Service.
 const OTHER_PORTS: [Port; 2] = [Port::HTTP, Port::UDP];
 
@@ -158,7 +154,7 @@ fn objects(web: Endpoints<'_>, other: Endpoints<'_>) -> Vec<Value> {
 }
 
 fn slice_of(name: &str, ports: &[Port], family: IpAddr, endpoints: Endpoints<'_>) -> Value {
-    let own = |(pod, _): &(&Pod, State)| (own(&pod.host, family), "node-1");
+    let own = |(pod, _): &(&Pod, State)| (pod.host.own(family), "node-1");
     let addresses: Vec<_> = endpoints.iter().map(own).collect();
     let nobody = [(family, "node-1")];
     let is_empty = addresses.is_empty();
@@ -174,10 +170,6 @@ fn slice_of(name: &str, ports: &[Port], family: IpAddr, endpoints: Endpoints<'_>
             json!({ "ready": ready, "serving": serving, "terminating": !ready });
     }
     slice
-}
-
-fn own(host: &Host, family: IpAddr) -> IpAddr {
-    if family.is_ipv4() { host.v4 } else { host.v6 }
 }
 
 /// A UDP socket that is connected to this address, and has an answer of this server.

@@ -44,14 +44,7 @@ fn objects(pods: &[(&Pod, &str)]) -> Vec<Value> {
         service["spec"]["sessionAffinity"] = json!(affinity);
         objects.push(service);
         objects.extend(ips.map(|ip| {
-            let address = |pod: &Pod| {
-                if ip.is_ipv4() {
-                    pod.host.v4
-                } else {
-                    pod.host.v6
-                }
-            };
-            let endpoints = pods.iter().map(|(pod, node)| (address(pod), *node));
+            let endpoints = pods.iter().map(|(pod, node)| (pod.host.own(ip), *node));
             slice(name, &ports, &endpoints.collect::<Vec<_>>())
         }));
     }

@@ -1,53 +1,18 @@
 //! Clients whose sockets no program sees (`--backend ebpf`): their packets are translated at devices, by the programs alone.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test panics where something is not as it must be"
-)]
-
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
-use nix::sys::signal::Signal;
-use proxyd_tests::agent::nft;
 use proxyd_tests::cluster::{Cluster, Host, Pod};
 use proxyd_tests::netns::link;
-use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::sockets::Sockets;
 use proxyd_tests::traffic::{Conversation, Protocol};
 use proxyd_tests::wait::eventually;
+use proxyd_tests::web::{PROTOCOLS, called_at, cluster_ips, web};
 use proxyd_tests::world::{PATIENCE, World, expect_answers, wait_for_answers};
-use serde_json::Value;
-
-const NODE_PORT: u16 = 30080;
-const PORTS: [Port; 2] = [
-    Port::HTTP.at_nodes(NODE_PORT),
-    Port::UDP.at_nodes(NODE_PORT),
-];
-const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
-
-fn cluster_ips() -> [IpAddr; 2] {
-    ["10.96.0.80", "fd00:10:96::80"].map(|ip| ip.parse().unwrap())
-}
-
-fn own(host: &Host, ip: IpAddr) -> IpAddr {
-    if ip.is_ipv4() { host.v4 } else { host.v6 }
-}
-
-/// A Service in both families, TCP and UDP, with these endpoints.
-fn web(pods: &[(&Pod, &str)]) -> Vec<Value> {
-    let slices = cluster_ips().map(|ip| {
-        let endpoints: Vec<_> = pods
-            .iter()
-            .map(|(pod, node)| (own(&pod.host, ip), *node))
-            .collect();
-        slice("web", &PORTS, &endpoints)
-    });
-    let service = service("web", &cluster_ips(), &PORTS);
-    [service].into_iter().chain(slices).collect()
-}
+use serde_json::json;
 
 /// A cluster whose node-1 has an agent with programs at devices, and in a cgroup that nobody is in.
 struct Translated {
@@ -63,7 +28,7 @@ impl Translated {
         let here = cluster.node1.pod("here").serving(8080);
         let there = cluster.node2.pod("there").serving(8080);
         let nobodys = Sockets::of(&[]);
-        let objects = web(&[(&here, "node-1"), (&there, "node-2")]);
+        let objects = web(&[(&here, "node-1"), (&there, "node-2")], &json!({}));
         let args = [&World::DETECT_PODS[..], &nobodys.args(), args].concat();
         let world = World::start(cluster, &objects, &args);
         Self {
@@ -74,37 +39,15 @@ impl Translated {
         }
     }
 
-    /// Kills the agent and takes the rules away: only the programs are left.
-    fn leave_alone(&mut self) {
-        let agent = &mut self.world.agent;
-        agent.signal(Signal::SIGKILL);
-        eventually("it has ended", PATIENCE, || agent.exited().is_some());
-        let node = &self.world.node().netns;
-        nft(node, &["flush", "ruleset"], "");
-        assert_eq!(nft(node, &["list", "tables"], ""), "");
-    }
-
     fn pods(&self) -> [&Pod; 2] {
         [&self.here, &self.there]
     }
 
-    /// What a client outside may call.
-    fn called(&self) -> Vec<SocketAddr> {
-        let node = self.world.node();
-        let called = cluster_ips().map(|ip| {
-            [
-                SocketAddr::new(ip, 80),
-                SocketAddr::new(own(node, ip), NODE_PORT),
-            ]
-        });
-        called.concat()
-    }
-
     #[track_caller]
     fn expect_service(&self, from: &Host, seen_as: &Host) {
-        for to in self.called() {
+        for to in called_at(self.world.node()) {
             for protocol in PROTOCOLS {
-                let seen = own(seen_as, to.ip());
+                let seen = seen_as.own(to.ip());
                 expect_answers(from, protocol, to, &self.pods(), seen);
             }
         }
@@ -114,7 +57,7 @@ impl Translated {
 #[test]
 fn clients_outside_are_served_without_rules() {
     let mut translated = Translated::start(&[]);
-    translated.leave_alone();
+    translated.world.leave_without_rules();
     let World { cluster, .. } = &translated.world;
     translated.expect_service(&cluster.client, &cluster.node1.host);
 }
@@ -123,7 +66,7 @@ fn clients_outside_are_served_without_rules() {
 #[test]
 fn filters_do_what_links_do_and_cleanup_removes_them() {
     let mut translated = Translated::start(&["--enable-tcx", "false"]);
-    translated.leave_alone();
+    translated.world.leave_without_rules();
     let World { cluster, .. } = &translated.world;
     translated.expect_service(&cluster.client, &cluster.node1.host);
     let names: Vec<_> = fs::read_dir(translated.nobodys.pins().join("links"))
@@ -164,7 +107,7 @@ fn a_pod_that_comes_later_is_served() {
     for ip in cluster_ips() {
         for protocol in PROTOCOLS {
             let to = SocketAddr::new(ip, 80);
-            let seen = own(&pod.host, ip);
+            let seen = pod.host.own(ip);
             expect_answers(&pod.host, protocol, to, &translated.pods(), seen);
         }
     }
@@ -229,12 +172,12 @@ fn large_datagrams_reach_the_back_end_and_the_client() {
     let there = cluster.node2.pod("there");
     let nobodys = Sockets::of(&[]);
     let args = [&World::DETECT_PODS[..], &nobodys.args()].concat();
-    let world = World::start(cluster, &web(&[(&there, "node-2")]), &args);
+    let world = World::start(cluster, &web(&[(&there, "node-2")], &json!({})), &args);
     for ip in cluster_ips() {
-        let address = SocketAddr::new(own(&there.host, ip), 8080);
+        let address = SocketAddr::new(there.host.own(ip), 8080);
         let server = there.enter(|| UdpSocket::bind(address).unwrap());
         let client = world.cluster.client.enter(|| {
-            let socket = UdpSocket::bind((own(&world.cluster.client, ip), 0)).unwrap();
+            let socket = UdpSocket::bind((world.cluster.client.own(ip), 0)).unwrap();
             socket.connect((ip, 80)).unwrap();
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             socket
@@ -245,7 +188,7 @@ fn large_datagrams_reach_the_back_end_and_the_client() {
         let mut received = vec![0; 2 * LENGTH];
         let (length, from) = server.recv_from(&mut received).unwrap();
         assert_eq!(received[..length], question);
-        assert_eq!(from.ip(), own(world.node(), ip));
+        assert_eq!(from.ip(), world.node().own(ip));
         let answer: Vec<u8> = question.iter().rev().copied().collect();
         server.send_to(&answer, from).unwrap();
         let length = client.recv(&mut received).unwrap();
@@ -264,9 +207,9 @@ fn a_small_link_on_the_way_is_told_to_the_client() {
     link::set_mtu(&cluster.node2.host.netns, "pod-0", MTU).unwrap();
     let nobodys = Sockets::of(&[]);
     let args = [&World::DETECT_PODS[..], &nobodys.args()].concat();
-    let world = World::start(cluster, &web(&[(&there, "node-2")]), &args);
+    let world = World::start(cluster, &web(&[(&there, "node-2")], &json!({})), &args);
     for ip in cluster_ips() {
-        let address = SocketAddr::new(own(&there.host, ip), 8080);
+        let address = SocketAddr::new(there.host.own(ip), 8080);
         let listener = there.enter(|| TcpListener::bind(address).unwrap());
         let server = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();

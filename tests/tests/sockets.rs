@@ -13,46 +13,15 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use proxyd_tests::agent::{Agent, nft};
-use proxyd_tests::cluster::{Cluster, Host, Pod};
+use proxyd_tests::cluster::{Cluster, Pod};
 use proxyd_tests::http::get;
 use proxyd_tests::netns::Netns;
-use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::sockets::Sockets;
 use proxyd_tests::traffic::{Conversation, Protocol, ask};
 use proxyd_tests::wait::{eventually, poll};
+use proxyd_tests::web::{NODE_PORT, PROTOCOLS, cluster_ips, web};
 use proxyd_tests::world::{PATIENCE, SILENCE, World, expect_answers, wait_for_answers};
 use serde_json::{Value, json};
-
-const NODE_PORT: u16 = 30080;
-const PORTS: [Port; 2] = [
-    Port::HTTP.at_nodes(NODE_PORT),
-    Port::UDP.at_nodes(NODE_PORT),
-];
-const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
-
-fn cluster_ips() -> [IpAddr; 2] {
-    ["10.96.0.80", "fd00:10:96::80"].map(|ip| ip.parse().unwrap())
-}
-
-fn own(host: &Host, ip: IpAddr) -> IpAddr {
-    if ip.is_ipv4() { host.v4 } else { host.v6 }
-}
-
-/// A Service in both families, TCP and UDP, with these endpoints.
-fn web(pods: &[(&Pod, &str)], spec: &Value) -> Vec<Value> {
-    let mut service = service("web", &cluster_ips(), &PORTS);
-    for (field, value) in spec.as_object().unwrap() {
-        service["spec"][field] = value.clone();
-    }
-    let slices = cluster_ips().map(|ip| {
-        let endpoints: Vec<_> = pods
-            .iter()
-            .map(|(p, node)| (own(&p.host, ip), *node))
-            .collect();
-        slice("web", &PORTS, &endpoints)
-    });
-    [service].into_iter().chain(slices).collect()
-}
 
 /// A cluster whose node-1 has an agent that balances sockets, those of a pod there and of the node itself.
 struct Balanced {
@@ -85,16 +54,6 @@ impl Balanced {
         }
     }
 
-    /// Kills the agent and takes the rules away: only the programs are left.
-    fn leave_alone(&mut self) {
-        let agent = &mut self.world.agent;
-        agent.signal(Signal::SIGKILL);
-        eventually("it has ended", PATIENCE, || agent.exited().is_some());
-        let node = &self.world.node().netns;
-        nft(node, &["flush", "ruleset"], "");
-        assert_eq!(nft(node, &["list", "tables"], ""), "");
-    }
-
     fn pods(&self) -> [&Pod; 2] {
         [&self.endpoints[0], &self.endpoints[1]]
     }
@@ -107,17 +66,17 @@ impl Balanced {
 #[test]
 fn clients_here_reach_every_endpoint_with_their_own_address_and_without_rules() {
     let mut balanced = Balanced::start(&json!({}));
-    balanced.leave_alone();
+    balanced.world.leave_without_rules();
     let node = balanced.world.node();
     for client in [&balanced.pod.host, node] {
         for ip in cluster_ips() {
             for protocol in PROTOCOLS {
                 let called = [
                     SocketAddr::new(ip, 80),
-                    SocketAddr::new(own(node, ip), NODE_PORT),
+                    SocketAddr::new(node.own(ip), NODE_PORT),
                 ];
                 for to in called {
-                    expect_answers(client, protocol, to, &balanced.pods(), own(client, ip));
+                    expect_answers(client, protocol, to, &balanced.pods(), client.own(ip));
                 }
             }
         }
@@ -156,7 +115,7 @@ fn a_socket_is_told_that_it_talks_to_the_service() {
 #[test]
 fn an_ipv6_socket_reaches_ipv4_services() {
     let mut balanced = Balanced::start(&json!({}));
-    balanced.leave_alone();
+    balanced.world.leave_without_rules();
     let IpAddr::V4(ip) = cluster_ips()[0] else {
         panic!("the first is of IPv4");
     };

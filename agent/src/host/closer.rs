@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, warn};
 
 use super::namespaces;
+use super::priority::give_way;
 use super::sock_diag::{SockDiag, SockDiagError};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::ebpf::Places;
@@ -33,9 +34,6 @@ const REST: Duration = Duration::from_secs(1);
 
 /// How often a job is looked after.
 const LOOKS: usize = 2;
-
-/// The thread's niceness: it gives way to the others, but does not starve.
-const NICENESS: i32 = 10;
 
 /// The thread, as seen from those that send it jobs. It ends when this is dropped.
 #[derive(Debug)]
@@ -97,8 +95,7 @@ impl Closer {
 
 impl Worker {
     fn run(mut self) {
-        // nice(2) is about the calling thread. Without it the work is done all the same.
-        let _ = rustix::process::nice(NICENESS);
+        give_way();
         let mut due = Instant::now();
         while let Ok(mut todo) = self.mailbox.recv() {
             due = due.max(Instant::now() + SETTLE);

@@ -23,14 +23,14 @@ const PASSING: AddressHeaderFlags = AddressHeaderFlags::Secondary
     .union(AddressHeaderFlags::Deprecated)
     .union(AddressHeaderFlags::Tentative);
 
-/// Gives all devices but loopback ones to `take`: now, after changes, and at the latest after `interval`; for as long as it
-/// says true.
+/// Gives all devices but loopback ones to `take`: now, after changes, and, as they were, at the latest after `interval`; for as
+/// long as it says true.
 ///
 /// # Errors
 /// That the kernel cannot be asked.
 pub async fn watch(
     interval: Duration,
-    mut take: impl FnMut(Vec<Device>) -> bool,
+    mut take: impl FnMut(&[Device]) -> bool,
 ) -> Result<(), AddressError> {
     let groups = [
         MulticastGroup::Link,
@@ -41,30 +41,31 @@ pub async fn watch(
     ];
     let (connection, handle, mut changes) = rtnetlink::new_multicast_connection(&groups)?;
     let connection = tokio::spawn(connection);
-    let result = loop {
-        match read(&handle).await.map(&mut take) {
-            Ok(true) => {}
-            Ok(false) => break Ok(()),
-            Err(error) => break Err(error),
-        }
-        if wait(&mut changes, interval).await.is_none() {
-            let ended = std::io::ErrorKind::UnexpectedEof;
-            break Err(AddressError::Socket(ended.into()));
-        }
-    };
+    let result = follow(&handle, &mut changes, interval, &mut take).await;
     connection.abort();
     result
 }
 
-/// Waits for changes, at most so long. `None`: there will be none any more.
-async fn wait<T>(changes: &mut UnboundedReceiver<T>, interval: Duration) -> Option<()> {
-    match timeout(interval, changes.next()).await {
-        Ok(None) => return None,
-        Ok(Some(_)) => tokio::time::sleep(GATHER).await,
-        Err(_) => {}
+async fn follow<T>(
+    handle: &Handle,
+    changes: &mut UnboundedReceiver<T>,
+    interval: Duration,
+    take: &mut impl FnMut(&[Device]) -> bool,
+) -> Result<(), AddressError> {
+    let mut devices = read(handle).await?;
+    while take(&devices) {
+        match timeout(interval, changes.next()).await {
+            Err(_) => continue,
+            Ok(Some(_)) => tokio::time::sleep(GATHER).await,
+            Ok(None) => {
+                let ended = std::io::ErrorKind::UnexpectedEof;
+                return Err(AddressError::Socket(ended.into()));
+            }
+        }
+        while changes.try_recv().is_ok() {}
+        devices = read(handle).await?;
     }
-    while changes.try_recv().is_ok() {}
-    Some(())
+    Ok(())
 }
 
 async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {

@@ -8,6 +8,7 @@ pub mod devices;
 pub mod memory;
 pub mod namespaces;
 pub mod ports;
+pub mod priority;
 pub mod reconciler;
 pub mod sock_diag;
 pub mod sysctl;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::conntrack::{ConntrackError, Counts, Steps, Walk};
+use super::priority::give_way;
 use crate::model::{Frontend, PerFamily};
 use crate::plan::Flows;
 
@@ -33,9 +34,6 @@ const PACE: Pace = Pace {
     rest: Duration::from_secs(1),
     retry: Duration::from_secs(30),
 };
-
-/// The thread's niceness: it gives way to the others, first of all to the one that changes the rules, but does not starve.
-const NICENESS: i32 = 10;
 
 /// What a walk through the table did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,8 +126,7 @@ where
     R: FnMut(Report),
 {
     fn run(mut self) {
-        // nice(2) is about the calling thread. Without it the work is done all the same.
-        let _ = rustix::process::nice(NICENESS);
+        give_way();
         while self.work().is_ok() {}
     }
 

@@ -152,6 +152,24 @@ pub enum Frontend {
 }
 
 impl Frontend {
+    /// Those that a packet to an address may be for, in the order in which they are looked for: one at the address, and,
+    /// `at_node`, if the address is one of the node that has NodePorts, a NodePort.
+    pub fn called(
+        ip: IpAddr,
+        protocol: Protocol,
+        port: Port,
+        at_node: bool,
+    ) -> impl Iterator<Item = Self> {
+        let node_port = at_node.then_some(Self::NodePort {
+            family: Family::of(ip),
+            protocol,
+            port,
+        });
+        [Self::Address { ip, protocol, port }]
+            .into_iter()
+            .chain(node_port)
+    }
+
     /// The address; `None` for a NodePort, which is at many.
     pub fn address(&self) -> Option<IpAddr> {
         match *self {

@@ -67,16 +67,9 @@ impl Flows {
     /// have what an address has.
     fn kept(&self, protocol: Protocol, destination: SocketAddr) -> Option<&BTreeSet<Backend>> {
         let Backend { ip, port } = backend(destination)?;
-        let address = Frontend::Address { ip, protocol, port };
-        self.frontends.get(&address).or_else(|| {
-            let node_port = Frontend::NodePort {
-                family: Family::of(ip),
-                protocol,
-                port,
-            };
-            let kept = self.frontends.get(&node_port)?;
-            self.node_port_addresses.contains(&ip).then_some(kept)
-        })
+        let at_node = self.node_port_addresses.contains(&ip);
+        let mut called = Frontend::called(ip, protocol, port, at_node);
+        called.find_map(|frontend| self.frontends.get(&frontend))
     }
 }
 

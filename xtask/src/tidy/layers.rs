@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
         "host::conntrack",
         "host::devices",
         "host::ports",
+        "host::priority",
     ],
     &["dataplane"],
     &["engine"],

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use aya::maps::Array;
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{CgroupAttachMode, CgroupSockAddr};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
@@ -124,14 +124,15 @@ fn masquerade_ports() -> (u16, u16) {
     (first, first + (count - 1))
 }
 
-/// Where a map of this layout is pinned.
-pub(super) fn map_pin(pins: &Path, name: &str) -> PathBuf {
-    maps(pins).join(name)
-}
-
-/// Where maps of this layout are, below the directory where everything is pinned.
-pub(super) fn maps(pins: &Path) -> PathBuf {
-    pins.join(format!("maps-{LAYOUT}"))
+/// Opens a map of this layout that is pinned.
+pub(super) fn open_map<K: aya::Pod, V: aya::Pod>(
+    places: &Places,
+    name: &str,
+) -> Result<HashMap<MapData, K, V>, DataplaneError> {
+    let path = Pins(&places.pins).maps().join(name);
+    let map = MapData::from_pin(&path).and_then(Map::from_map_data);
+    map.and_then(HashMap::try_from)
+        .map_err(|error| DataplaneError::bpf(format!("opening {}", path.display()), error))
 }
 
 /// Takes programs and maps away; tells whether there were any.
@@ -202,7 +203,7 @@ impl<'a> Pins<'a> {
 
     /// Where maps of this layout are.
     fn maps(&self) -> PathBuf {
-        maps(self.0)
+        self.0.join(format!("maps-{LAYOUT}"))
     }
 
     /// Removes maps of other layouts, which no program uses any more.

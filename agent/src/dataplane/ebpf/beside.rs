@@ -87,15 +87,10 @@ fn has_translated(
         let Some(port) = Port::new(flow.destination.port()) else {
             return false;
         };
-        let at_address = Frontend::Address { ip, protocol, port };
-        let node_port = Frontend::NodePort {
-            family,
-            protocol,
-            port,
-        };
+        let mut called = Frontend::called(ip, protocol, port, at_node(ip));
         Family::of(ip) == family
             && flow.reply_source != flow.destination
-            && (serves(&at_address) || (at_node(ip) && serves(&node_port)))
+            && called.any(|frontend| serves(&frontend))
     });
     found.unwrap_or_else(|error| {
         warn!("{error}; rules stay as if there were connections that they translate");

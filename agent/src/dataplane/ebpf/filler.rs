@@ -15,10 +15,8 @@ use super::layout::Entries;
 use super::maglev::{Backends, pieces};
 use super::maps::{Map, Put};
 use super::tables::{Found, Job, Step, Todo, Uses};
+use crate::host::priority::give_way;
 use crate::model::{Family, PerFamily};
-
-/// The thread's niceness: it gives way to the others, but does not starve.
-const NICENESS: i32 = 10;
 
 /// The thread, as seen from those that send it jobs. It ends when this is dropped.
 #[derive(Debug)]
@@ -82,8 +80,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self) {
-        // nice(2) is about the calling thread. Without it the work is done all the same.
-        let _ = rustix::process::nice(NICENESS);
+        give_way();
         while self.work().is_ok() {}
     }
 

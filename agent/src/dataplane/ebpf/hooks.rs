@@ -96,9 +96,9 @@ impl Hooks {
             .map_err(DataplaneError::Netlink)?;
         let run = move || {
             let mut first = Some(first);
-            let take = |devices: Vec<Device>| {
-                let node = devices::of_node(&devices);
-                let result = self.set(node, selection.of(&devices), first.is_some());
+            let take = |devices: &[Device]| {
+                let node = devices::of_node(devices);
+                let result = self.set(node, selection.of(devices), first.is_some());
                 match (first.take(), result) {
                     (Some(first), result) => first.send(result).is_ok(),
                     (None, Err(error)) => {

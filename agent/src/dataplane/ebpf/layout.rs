@@ -3,7 +3,7 @@
 //! Pure. What is not here (front ends that drop or refuse, and SCTP) is left to the rules of the network.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
@@ -11,11 +11,11 @@ use proxyd_ebpf_common as bpf;
 use super::super::nft::Duty;
 use super::maglev::{Backends, TableSize};
 use crate::diff::{Delta, Entry, Held, Verdict};
-use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
+use crate::model::{AffinityTimeout, Family, Frontend, Protocol};
 use crate::plan::{Backend, Member, Policy, Tables};
 
 /// How many bytes the key of a front end has.
-pub(super) const FRONTEND_BYTES: u32 = 20;
+pub(super) const FRONTEND_BYTES: u32 = size_of::<bpf::FrontendKey>() as u32;
 
 /// The contents of the maps, as far as they are of interest.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,9 +29,9 @@ pub(super) struct Entries {
     /// Which addresses have NodePorts.
     pub(super) node_addresses: BTreeMap<[u8; 16], bpf::WhoMayCall>,
     /// Which networks pods are in.
-    pub(super) pod_networks: BTreeSet<Prefix<bpf::NetworkKey>>,
+    pub(super) pod_networks: BTreeMap<Prefix<bpf::NetworkKey>, ()>,
     /// Which sources may call front ends that only some may.
-    pub(super) allowed: BTreeSet<Prefix<bpf::AllowedKey>>,
+    pub(super) allowed: BTreeMap<Prefix<bpf::AllowedKey>, ()>,
     /// The tables by which front ends choose for clients outside; those with the same back ends share one.
     pub(super) tables: BTreeMap<bpf::Table, Backends>,
 }
@@ -58,10 +58,11 @@ impl Entries {
                     entries.node_addresses.insert(address(ip), bpf::ANYBODY);
                 }
                 Member::PodNetwork(network) => {
-                    entries.pod_networks.insert(network_key(network));
+                    entries.pod_networks.insert(network_key(network), ());
                 }
                 Member::AllowedSource(frontend, network) => {
-                    entries.allowed.extend(allowed_key(frontend, network));
+                    let key = allowed_key(frontend, network);
+                    entries.allowed.extend(key.map(|key| (key, ())));
                 }
                 Member::Guarded(_)
                 | Member::Hairpin(_)
@@ -143,7 +144,7 @@ impl Entries {
             (bpf::FIRST_LOCAL, &entry.local, bpf::HERE),
         ] {
             for (index, backend) in (first..).zip(list) {
-                let Some(backend) = backend.map(destination) else {
+                let Some(backend) = backend.map(destination_of) else {
                     continue;
                 };
                 let frontend = key;
@@ -164,7 +165,7 @@ impl Entries {
             Policy::External => &entry.slots,
             Policy::ExternalLocal => &entry.local,
         };
-        let backends = list.iter().copied().flatten().map(destination);
+        let backends = list.iter().copied().flatten().map(destination_of);
         let backends = Backends::new(backends);
         let Some(table) = backends.table(size) else {
             return bpf::Table::NONE;
@@ -209,10 +210,7 @@ pub(super) fn is_of(family: Family, key: &bpf::FrontendKey) -> bool {
 
 /// The family of an address.
 pub(super) fn family_of(address: &[u8; 16]) -> Family {
-    match std::net::Ipv6Addr::from(*address).to_ipv4_mapped() {
-        Some(_) => Family::V4,
-        None => Family::V6,
-    }
+    Family::of(ip(*address))
 }
 
 /// The key of a network. IPv4 addresses are mapped, so their prefixes are longer.
@@ -252,20 +250,31 @@ fn frontend_key(frontend: Frontend) -> Option<bpf::FrontendKey> {
     };
     (protocol != Protocol::Sctp).then(|| bpf::FrontendKey {
         address: ip.map_or([0; 16], address),
-        port: network_order(port),
+        port: port.get().to_be(),
         protocol: protocol.number(),
         kind,
     })
 }
 
-fn destination(backend: Backend) -> bpf::Destination {
+fn destination_of(backend: Backend) -> bpf::Destination {
+    destination(SocketAddr::new(backend.ip, backend.port.get()))
+}
+
+/// An address and a port as the maps have them.
+pub(super) fn destination(to: SocketAddr) -> bpf::Destination {
     bpf::Destination {
-        address: address(backend.ip),
-        port: network_order(backend.port),
+        address: address(to.ip()),
+        port: to.port().to_be(),
         padding: 0,
     }
 }
 
+/// And back.
+pub(super) fn socket_address(destination: &bpf::Destination) -> SocketAddr {
+    SocketAddr::new(ip(destination.address), u16::from_be(destination.port))
+}
+
+/// An address as the maps have it: IPv4 ones are mapped.
 pub(super) fn address(ip: IpAddr) -> [u8; 16] {
     match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
@@ -273,6 +282,7 @@ pub(super) fn address(ip: IpAddr) -> [u8; 16] {
     }
 }
 
-fn network_order(port: Port) -> u16 {
-    port.get().to_be()
+/// And back.
+pub(super) fn ip(address: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(address).to_canonical()
 }

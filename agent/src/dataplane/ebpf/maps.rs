@@ -1,6 +1,6 @@
 //! Reads and writes the maps of the programs. I/O: system calls, a microsecond each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -99,9 +99,9 @@ impl Maps {
         let addresses = &mut entries.node_addresses;
         addresses.retain(|address, _| family_of(address) == family);
         let networks = &mut entries.pod_networks;
-        networks.retain(|prefix| family_of(&prefix.key.address) == family);
+        networks.retain(|prefix, ()| family_of(&prefix.key.address) == family);
         let allowed = &mut entries.allowed;
-        allowed.retain(|prefix| is_of(family, &prefix.key.frontend));
+        allowed.retain(|prefix, ()| is_of(family, &prefix.key.frontend));
         Ok(entries)
     }
 
@@ -113,8 +113,8 @@ impl Maps {
                 Write::Backend(key, to) => self.backends.put(key, *to),
                 Write::Member(key, to) => self.members.put(key, *to),
                 Write::NodeAddress(key, to) => self.node_addresses.put(key, *to),
-                Write::PodNetwork(key, is_there) => self.pod_networks.put(key, *is_there),
-                Write::Allowed(key, is_there) => self.allowed.put(key, *is_there),
+                Write::PodNetwork(key, to) => self.pod_networks.put(key, *to),
+                Write::Allowed(key, to) => self.allowed.put(key, *to),
                 // Nothing may have been counted.
                 Write::Uncount(key) => match self.counters.remove(key) {
                     Err(error) if !is(&error, Errno::ENOENT) => {
@@ -178,23 +178,22 @@ impl<K: aya::Pod + Ord> Networks<K> {
         })
     }
 
-    fn read(&self) -> Result<BTreeSet<Prefix<K>>, DataplaneError> {
+    fn read(&self) -> Result<BTreeMap<Prefix<K>, ()>, DataplaneError> {
         let keys = self.map.keys();
         let keys = keys.map(|key| key.map_err(|error| refused(self.full.name, "read", error)));
         let prefix = |key: Key<K>| Prefix {
             key: key.data(),
             bits: key.prefix_len(),
         };
-        keys.map(|key| key.map(prefix)).collect()
+        keys.map(|key| Ok((prefix(key?), ()))).collect()
     }
 
     /// Adds or removes a prefix.
-    fn put(&mut self, prefix: &Prefix<K>, is_there: bool) -> Result<Put, DataplaneError> {
+    fn put(&mut self, prefix: &Prefix<K>, to: Option<()>) -> Result<Put, DataplaneError> {
         let key = Key::new(prefix.bits, prefix.key);
-        self.full.mind(if is_there {
-            self.map.insert(&key, 1, 0)
-        } else {
-            self.map.remove(&key)
+        self.full.mind(match to {
+            Some(()) => self.map.insert(&key, 1, 0),
+            None => self.map.remove(&key),
         })
     }
 }

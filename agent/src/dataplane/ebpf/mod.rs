@@ -160,14 +160,18 @@ impl Dataplane for Ebpf {
     fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
         self.put_back()?;
         self.beside.settle(family, &mut self.nft, desired)?;
+        let mut taken_over = None;
         if self.nft.is_to_replace(family)? {
             // Programs take over before rules let go.
             let mut held = Held::default();
             held.apply(&diff(&held, desired, &Scope::All));
             self.fill(family, &held)?;
+            taken_over = Some(held);
         }
         let held = self.nft.resync(family, desired)?;
-        self.fill(family, &held)?;
+        if taken_over.as_ref() != Some(&held) {
+            self.fill(family, &held)?;
+        }
         Ok(held)
     }
 

@@ -22,10 +22,10 @@ pub(super) enum Write {
     NodeAddress([u8; 16], Option<bpf::WhoMayCall>),
     /// What was counted for a back end that a front end does not have any more is forgotten.
     Uncount(bpf::MemberKey),
-    /// Whether a network is one of pods.
-    PodNetwork(Prefix<bpf::NetworkKey>, bool),
-    /// Whether a source may call a front end.
-    Allowed(Prefix<bpf::AllowedKey>, bool),
+    /// A network is one of pods; `None`: it is none any more.
+    PodNetwork(Prefix<bpf::NetworkKey>, Option<()>),
+    /// A source may call a front end; `None`: it may not any more.
+    Allowed(Prefix<bpf::AllowedKey>, Option<()>),
 }
 
 /// The writes that lead from one content to another.
@@ -39,8 +39,8 @@ pub(super) fn writes(before: &Entries, after: &Entries) -> Vec<Write> {
         &after.node_addresses,
         NodeAddress,
     ));
-    writes.extend(added(&before.pod_networks, &after.pod_networks, PodNetwork));
-    writes.extend(added(&before.allowed, &after.allowed, Allowed));
+    writes.extend(set(&before.pod_networks, &after.pod_networks, PodNetwork));
+    writes.extend(set(&before.allowed, &after.allowed, Allowed));
 
     writes.extend(set(&before.frontends, &after.frontends, Frontend));
     writes.extend(gone(&before.frontends, &after.frontends, Frontend));
@@ -52,12 +52,8 @@ pub(super) fn writes(before: &Entries, after: &Entries) -> Vec<Write> {
         &after.node_addresses,
         NodeAddress,
     ));
-    writes.extend(removed(
-        &before.pod_networks,
-        &after.pod_networks,
-        PodNetwork,
-    ));
-    writes.extend(removed(&before.allowed, &after.allowed, Allowed));
+    writes.extend(gone(&before.pod_networks, &after.pod_networks, PodNetwork));
+    writes.extend(gone(&before.allowed, &after.allowed, Allowed));
     writes.extend(left(before, after).into_iter().map(Uncount));
     writes
 }
@@ -103,20 +99,4 @@ fn gone<K: Copy + Ord, V>(
 ) -> impl Iterator<Item = Write> {
     let old = before.keys().filter(|key| !after.contains_key(key));
     old.map(move |key| write(*key, None))
-}
-
-fn added<'a, K: Copy + Ord>(
-    before: &'a BTreeSet<K>,
-    after: &'a BTreeSet<K>,
-    write: fn(K, bool) -> Write,
-) -> impl Iterator<Item = Write> + 'a {
-    after.difference(before).map(move |key| write(*key, true))
-}
-
-fn removed<'a, K: Copy + Ord>(
-    before: &'a BTreeSet<K>,
-    after: &'a BTreeSet<K>,
-    write: fn(K, bool) -> Write,
-) -> impl Iterator<Item = Write> + 'a {
-    before.difference(after).map(move |key| write(*key, false))
 }

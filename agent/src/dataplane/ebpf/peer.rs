@@ -3,10 +3,11 @@
 //! Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use proxyd_ebpf_common as bpf;
 
+use super::layout::{destination, socket_address};
 use crate::model::{Family, Protocol};
 use crate::plan::{Flow, Flows};
 
@@ -41,23 +42,15 @@ impl Peer {
         Self {
             protocol,
             cookie: key.socket,
-            backend: address(&key.backend),
+            backend: socket_address(&key.backend),
         }
     }
 
     /// The key of its entry.
     pub(super) fn key(&self) -> bpf::PeerKey {
-        let address = match self.backend.ip() {
-            IpAddr::V4(ip) => ip.to_ipv6_mapped(),
-            IpAddr::V6(ip) => ip,
-        };
         bpf::PeerKey {
             socket: self.cookie,
-            backend: bpf::Destination {
-                address: address.octets(),
-                port: self.backend.port().to_be(),
-                padding: 0,
-            },
+            backend: destination(self.backend),
             padding: 0,
         }
     }
@@ -106,12 +99,6 @@ pub fn questions<'a>(peers: impl IntoIterator<Item = &'a Peer>) -> BTreeSet<Ques
     questions.collect()
 }
 
-/// An address and a port as the maps have them.
-pub(super) fn address(destination: &bpf::Destination) -> SocketAddr {
-    let ip = Ipv6Addr::from(destination.address).to_canonical();
-    SocketAddr::new(ip, u16::from_be(destination.port))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,7 +118,7 @@ mod tests {
         for to in ["10.1.0.1:53", "[fd00:1::1]:53"] {
             let peer = peer(Protocol::Udp, to);
             assert_eq!(Peer::new(Protocol::Udp, &peer.key()), peer);
-            assert_eq!(address(&peer.key().backend).to_string(), to);
+            assert_eq!(socket_address(&peer.key().backend).to_string(), to);
         }
         let key = peer(Protocol::Udp, "10.1.0.1:53").key();
         assert_eq!(key.backend.address[10..], [0xff, 0xff, 10, 1, 0, 1]);

@@ -6,11 +6,12 @@
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{HashMap, MapData, MapError};
 use proxyd_ebpf_common as bpf;
 
 use super::super::DataplaneError;
-use super::peer::{Called, Peer, address};
+use super::layout::socket_address;
+use super::peer::{Called, Peer};
 use super::{Places, attach};
 use crate::model::Protocol;
 use crate::plan::Flows;
@@ -31,14 +32,9 @@ impl Peers {
     /// # Errors
     /// That they are not pinned, or cannot be opened.
     pub fn open(places: &Places, flows: &Flows) -> Result<Self, DataplaneError> {
-        let maps = attach::maps(&places.pins);
         let wanted = MAPS.iter().filter(|(protocol, _)| flows.has(*protocol));
-        let opened = wanted.map(|(protocol, name)| {
-            let map = MapData::from_pin(maps.join(name)).and_then(Map::from_map_data);
-            let map = map.and_then(HashMap::try_from);
-            let map = map.map_err(|error| DataplaneError::bpf(format!("opening {name}"), error))?;
-            Ok((*protocol, map))
-        });
+        let opened =
+            wanted.map(|(protocol, name)| Ok((*protocol, attach::open_map(places, name)?)));
         Ok(Self(opened.collect::<Result<_, DataplaneError>>()?))
     }
 
@@ -51,7 +47,7 @@ impl Peers {
         for (protocol, map) in &self.0 {
             for entry in map.iter().take(MOST) {
                 let (key, called) = entry.map_err(unreadable)?;
-                let (peer, called) = (Peer::new(*protocol, &key), address(&called));
+                let (peer, called) = (Peer::new(*protocol, &key), socket_address(&called));
                 if peer.is_stale(called, flows) {
                     stale.insert(peer, called);
                 }
@@ -68,7 +64,7 @@ impl Peers {
         let key = peer.key();
         for (_, map) in self.0.iter_mut().filter(|(of, _)| *of == peer.protocol) {
             let result = match map.get(&key, 0) {
-                Ok(now) if address(&now) == called => map.remove(&key),
+                Ok(now) if socket_address(&now) == called => map.remove(&key),
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             };

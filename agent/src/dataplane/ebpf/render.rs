@@ -3,13 +3,13 @@
 //! Pure. Both are printed from one description, [`Maps`], so they say the same.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
 use serde::Serialize;
 
-use super::layout::{Entries, FRONTEND_BYTES};
+use super::layout::{Entries, FRONTEND_BYTES, ip, socket_address};
 use super::maglev::TableSize;
 use crate::diff::Held;
 use crate::model::{Family, Protocol};
@@ -101,7 +101,7 @@ impl Maps {
         });
         let frontends = entries.frontends.iter();
         let frontends = frontends.map(|(key, frontend)| Frontend::of(&entries, key, frontend));
-        let pods = entries.pod_networks.iter();
+        let pods = entries.pod_networks.keys();
         let pods = pods.map(|prefix| network(prefix.key.address, prefix.bits));
         Self {
             family: family.to_string(),
@@ -144,10 +144,13 @@ impl Frontend {
             index,
         };
         let backends = entries.backends.range(place(0)..=place(u32::MAX));
-        let backends = backends.map(|(place, to)| Backend {
-            index: place.index,
-            address: ip(to.address),
-            port: u16::from_be(to.port),
+        let backends = backends.map(|(place, to)| {
+            let to = socket_address(to);
+            Backend {
+                index: place.index,
+                address: to.ip(),
+                port: to.port(),
+            }
         });
         let mut protocols = Protocol::ALL.into_iter();
         let protocol = protocols.find(|protocol| protocol.number() == key.protocol);
@@ -211,7 +214,7 @@ impl fmt::Display for Frontend {
 
 /// Who may call a front end.
 fn sources(entries: &Entries, frontend: &bpf::FrontendKey) -> Vec<String> {
-    let of = entries.allowed.iter();
+    let of = entries.allowed.keys();
     let of = of.filter(|prefix| prefix.key.frontend == *frontend);
     of.map(|prefix| network(prefix.key.source, prefix.bits - 8 * FRONTEND_BYTES))
         .collect()
@@ -223,8 +226,4 @@ fn network(address: [u8; 16], bits: u32) -> String {
     let unmapped = if address.is_ipv4() { bits - 96 } else { bits };
     let length = u8::try_from(unmapped).expect("a prefix is no longer than its address");
     IpNet::new_assert(address, length).to_string()
-}
-
-fn ip(address: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(address).to_canonical()
 }

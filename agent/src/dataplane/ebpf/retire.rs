@@ -1,9 +1,8 @@
 //! The programs of an earlier agent, where rules balance again: they take no new connections, and translate those that are
 //! open until the next agent finds none. I/O: system calls.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData};
 use nix::time::{ClockId, clock_gettime};
 use proxyd_ebpf_common as bpf;
 use tracing::info;
@@ -37,7 +36,9 @@ impl Retiring {
 
     fn retire(&mut self, family: Family) -> Result<(), DataplaneError> {
         *self.takes.get_mut(family) = false;
-        let Ok(mut frontends) = self.open::<bpf::FrontendKey, bpf::Frontend>("frontends") else {
+        let frontends =
+            attach::open_map::<bpf::FrontendKey, bpf::Frontend>(&self.places, "frontends");
+        let Ok(mut frontends) = frontends else {
             // They are of another layout, whose connections nobody here knows.
             return self.remove();
         };
@@ -65,10 +66,10 @@ impl Retiring {
 
     /// Whether a connection is open that the programs translate.
     fn has_connections(&self) -> Result<bool, DataplaneError> {
-        let flows = self.open::<bpf::Tuple, bpf::Flow>("ingress_flows")?;
+        let flows = attach::open_map::<bpf::Tuple, bpf::Flow>(&self.places, "ingress_flows")?;
         let now = clock_gettime(ClockId::CLOCK_BOOTTIME)
             .map_err(|errno| DataplaneError::bpf("asking for the time", errno))?;
-        let now = std::time::Duration::from(now).as_nanos();
+        let now = Duration::from(now).as_nanos();
         let now = u64::try_from(now).expect("a machine runs for less than 500 years");
         Ok(flows.iter().flatten().any(|(_, flow)| flow.is_alive(now)))
     }
@@ -78,20 +79,6 @@ impl Retiring {
             info!("the programs of --backend ebpf were removed; the rules serve alone");
         }
         Ok(())
-    }
-
-    fn open<K: aya::Pod, V: aya::Pod>(
-        &self,
-        name: &str,
-    ) -> Result<HashMap<MapData, K, V>, DataplaneError> {
-        let path: PathBuf = attach::map_pin(&self.places.pins, name);
-        let refused = |error| DataplaneError::bpf(format!("opening {}", path.display()), error);
-        let map = MapData::from_pin(&path).map_err(refused)?;
-        let map = match name {
-            "ingress_flows" => Map::LruHashMap(map),
-            _ => Map::HashMap(map),
-        };
-        HashMap::try_from(map).map_err(refused)
     }
 }
 

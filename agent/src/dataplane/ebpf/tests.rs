@@ -86,10 +86,8 @@ fn make(entries: &mut Entries, write: Write) {
         Write::Backend(key, to) => put(&mut entries.backends, key, to),
         Write::NodeAddress(key, to) => put(&mut entries.node_addresses, key, to),
         Write::Member(key, to) => put(&mut entries.members, key, to),
-        Write::PodNetwork(key, true) => drop(entries.pod_networks.insert(key)),
-        Write::PodNetwork(key, false) => drop(entries.pod_networks.remove(&key)),
-        Write::Allowed(key, true) => drop(entries.allowed.insert(key)),
-        Write::Allowed(key, false) => drop(entries.allowed.remove(&key)),
+        Write::PodNetwork(key, to) => put(&mut entries.pod_networks, key, to),
+        Write::Allowed(key, to) => put(&mut entries.allowed, key, to),
         Write::Uncount(_) => {}
     }
 }
