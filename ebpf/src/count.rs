@@ -22,11 +22,12 @@ pub fn packet(member: &MemberKey, bytes: u32, is_first: bool) {
 
 #[inline(always)]
 fn add(member: &MemberKey, count: impl FnOnce(&mut Counter)) {
-    if COUNTERS.get_ptr(member).is_none() {
+    let counter = COUNTERS.get_ptr_mut(member).or_else(|| {
         // What is not counted goes on all the same.
         let _ = COUNTERS.insert(member, Counter::default(), 0);
-    }
-    if let Some(counter) = COUNTERS.get_ptr_mut(member) {
+        COUNTERS.get_ptr_mut(member)
+    });
+    if let Some(counter) = counter {
         // SAFETY: it is that of this processor.
         count(unsafe { &mut *counter });
     }
