@@ -7,10 +7,9 @@ use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::PENDING;
 
 use crate::flow::{masquerade, touch};
-use crate::ingress::sent;
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS};
 use crate::packet::parse;
-use crate::rewrite::rewrite;
+use crate::translate::{is_translated, translate};
 use crate::work::{Direction, work};
 use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
 
@@ -29,6 +28,9 @@ pub fn proxyd_out_l3(ctx: TcContext) -> i32 {
 fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     let work = work(Direction::Out)?;
     parse(ctx, l3, &mut work.packet)?;
+    if is_translated(ctx, &work.packet, Direction::Out) {
+        return None;
+    }
     let flow = EGRESS_FLOWS.get_ptr_mut(&work.packet.tuple)?;
     // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
     let flow = unsafe { &mut *flow };
@@ -55,5 +57,5 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         }
     }
     touch(work, flow, now, &INGRESS_FLOWS);
-    Some(sent(rewrite(ctx, &work.packet, &flow.to)))
+    Some(translate(ctx, &work.packet, &flow.to, Direction::Out))
 }

@@ -27,17 +27,14 @@ const SECOND: u64 = 1_000_000_000;
 /// A client that asks again within this time has not heard from the back end yet.
 const PATIENCE: u64 = 10 * SECOND;
 
-/// A packet that passes two devices, such as a bridge and its port, is at the second within this time.
-const BETWEEN_DEVICES: u64 = SECOND / 100;
-
 /// So many bits of the time, which are 17 seconds, pass before the other direction is told that a connection is in use.
 const TELLS_AFTER: u32 = 34;
 
 /// How often a port is tried that may be taken.
 const TRIES: u32 = 16;
 
-/// What a connection is called by that is not one to a front end but its answers.
-const NO_FRONTEND: FrontendKey = FrontendKey {
+/// What a connection is called by that is not one to a front end: answers, or a client that has to have another port.
+pub const NO_FRONTEND: FrontendKey = FrontendKey {
     address: [0; 16],
     port: 0,
     protocol: 0,
@@ -106,24 +103,24 @@ pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
     }
 }
 
-/// Remembers a new connection, whose first packet has come in. `None`: no port is left for it.
+/// Remembers a new connection with the front end and the back end that are noted, whose first packet has come in. `None`: no port is
+/// left for it.
 #[inline(always)]
-pub fn begin(
-    work: &mut Work,
-    frontend: &FrontendKey,
-    backend: &Destination,
-    (masqueraded, now): (bool, u64),
-) -> Option<()> {
+pub fn begin(work: &mut Work, (masqueraded, now): (bool, u64)) -> Option<()> {
     let Work {
-        packet, key, flow, ..
+        packet,
+        key,
+        flow,
+        member,
+        ..
     } = work;
     flow.to = packet.tuple.reversed();
     flow.used_at = now;
     flow.frontend = NO_FRONTEND;
     flow.state = NEW;
     flow.padding = [0; 3];
-    key.source = backend.address;
-    key.source_port = backend.port;
+    key.source = member.backend.address;
+    key.source_port = member.backend.port;
     key.destination = packet.tuple.source;
     key.destination_port = packet.tuple.source_port;
     key.protocol = packet.tuple.protocol;
@@ -148,7 +145,7 @@ pub fn begin(
         let _ = EGRESS_FLOWS.remove(&*key);
     }
     flow.to = *key;
-    flow.frontend = *frontend;
+    flow.frontend = member.frontend;
     INGRESS_FLOWS.insert(&packet.tuple, &*flow, 0).ok()
 }
 
@@ -164,32 +161,14 @@ fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
     EGRESS_FLOWS.insert(key, flow, 0).is_ok()
 }
 
-/// Makes way for a connection that no front end has: the client may have talked to the same receiver by a front end, from the same
-/// port, whose answers get another sender. That is forgotten if one side has closed it; of UDP, whoever speaks last is answered.
+/// Whether answers to a packet that no front end has would be taken for those of a connection to one: the client talks to the same
+/// receiver by that, from the same port.
 #[inline(always)]
-pub fn make_way(work: &mut Work, now: u64) {
-    let Work {
-        packet, key, flow, ..
-    } = work;
+pub fn answers_are_taken(work: &mut Work, now: u64) -> bool {
+    let Work { packet, key, .. } = work;
     *key = packet.tuple.reversed();
     // SAFETY: it is looked at at once.
-    let Some(answers) = (unsafe { EGRESS_FLOWS.get(&*key) }) else {
-        return;
-    };
-    let called = &mut flow.to;
-    *called = answers.to.reversed();
-    // SAFETY: it is looked at at once.
-    let there = unsafe { INGRESS_FLOWS.get(&*called) };
-    let stays = if packet.tuple.protocol == UDP {
-        // This may be its own datagram, translated at another device.
-        there.is_some_and(|there| now.saturating_sub(there.used_at) < BETWEEN_DEVICES)
-    } else {
-        answers.state != CLOSING && there.is_some_and(|there| there.state != CLOSING)
-    };
-    if !stays {
-        let _ = EGRESS_FLOWS.remove(&*key);
-        let _ = INGRESS_FLOWS.remove(&*called);
-    }
+    unsafe { EGRESS_FLOWS.get(&*key) }.is_some_and(|there| there.is_alive(now))
 }
 
 /// Chooses a port of the node for a connection that is to be masqueraded, whose first packet goes out. `None`: none is left.

@@ -12,12 +12,12 @@ use proxyd_ebpf_common::{
 
 use crate::address::same;
 use crate::count;
-use crate::flow::{begin, goes_on, make_way, receiver, touch};
+use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, receiver, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
-use crate::packet::parse;
-use crate::rewrite::rewrite;
+use crate::packet::{Packet, parse};
+use crate::translate::{is_translated, translate};
 use crate::work::{Direction, Work, work};
 use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
 
@@ -36,9 +36,13 @@ pub fn proxyd_in_l3(ctx: TcContext) -> i32 {
 fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     let work = work(Direction::In)?;
     parse(ctx, l3, &mut work.packet)?;
+    if is_translated(ctx, &work.packet, Direction::In) {
+        return None;
+    }
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    if let Some(flow) = INGRESS_FLOWS.get_ptr_mut(&work.packet.tuple) {
+    let flow = INGRESS_FLOWS.get_ptr_mut(&work.packet.tuple);
+    if let Some(flow) = flow {
         // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
         let flow = unsafe { &mut *flow };
         if goes_on(flow, &work.packet, now) {
@@ -48,45 +52,68 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
                 work.member.backend = receiver(&flow.to);
                 count::packet(&work.member, ctx.len(), false);
             }
-            return Some(sent(rewrite(ctx, &work.packet, &flow.to)));
+            return Some(translate(ctx, &work.packet, &flow.to, Direction::In));
         }
     }
     if !work.packet.may_begin() {
         return None;
     }
-    let tuple = &work.packet.tuple;
-    let called = Destination {
-        address: tuple.destination,
-        port: tuple.destination_port,
-        padding: 0,
+    let masqueraded = match begin_at_frontend(ctx, work, now) {
+        Begins::Balanced { masqueraded } => masqueraded,
+        Begins::Refused => return Some(SHOT),
+        Begins::Directly if answers_are_taken(work, now) => {
+            // The client gets another port.
+            work.member.frontend = NO_FRONTEND;
+            work.member.backend = receiver(&work.packet.tuple);
+            false
+        }
+        Begins::Directly => {
+            if flow.is_some() {
+                let _ = INGRESS_FLOWS.remove(&work.packet.tuple);
+            }
+            return None;
+        }
     };
-    let Some((key, frontend)) = find(tuple.protocol, &called, || false) else {
-        make_way(work, now);
-        return None;
-    };
-    if frontend.flags & GUARDED != 0 && !is_allowed(&key, &tuple.source) {
+    if begin(work, (masqueraded, now)).is_none() {
         return Some(SHOT);
     }
-    let is_pod = is_pod(ctx, &tuple.source);
-    let Some(backend) = choose(work, &key, &frontend, (is_pod, now)) else {
-        return Some(SHOT);
-    };
-    let masqueraded = frontend.flags & MASQUERADE_ALL != 0
-        || (frontend.flags & MASQUERADE_OUTSIDE != 0 && !is_pod && knows_pods(work.packet.is_v4))
-        || same(&backend.address, &work.packet.tuple.source);
-    if begin(work, &key, &backend, (masqueraded, now)).is_none() {
-        return Some(SHOT);
+    if work.member.frontend.port != 0 {
+        count::packet(&work.member, ctx.len(), true);
     }
-    work.member.frontend = key;
-    work.member.backend = backend;
-    count::packet(&work.member, ctx.len(), true);
-    Some(sent(rewrite(ctx, &work.packet, &work.flow.to)))
+    Some(translate(ctx, &work.packet, &work.flow.to, Direction::In))
 }
 
-/// What becomes of a packet that was changed, or was to be.
+/// How a connection begins.
+enum Begins {
+    /// With a front end and a back end, which are noted.
+    Balanced { masqueraded: bool },
+    /// With a front end that has no back end for it.
+    Refused,
+    /// Without a front end.
+    Directly,
+}
+
 #[inline(always)]
-pub fn sent(result: Result<(), i64>) -> i32 {
-    if result.is_ok() { UNSPEC } else { SHOT }
+fn begin_at_frontend(ctx: &TcContext, work: &mut Work, now: u64) -> Begins {
+    let tuple = &work.packet.tuple;
+    let Some((key, frontend)) = find(tuple.protocol, &receiver(tuple), || false) else {
+        return Begins::Directly;
+    };
+    if frontend.flags & GUARDED != 0 && !is_allowed(&key, &tuple.source) {
+        return Begins::Refused;
+    }
+    let is_pod = is_pod(ctx, &tuple.source);
+    work.member.frontend = key;
+    let Some(backend) = choose(work, &key, &frontend, (is_pod, now)) else {
+        return Begins::Refused;
+    };
+    work.member.backend = backend;
+    let Packet { tuple, is_v4, .. } = &work.packet;
+    Begins::Balanced {
+        masqueraded: frontend.flags & MASQUERADE_ALL != 0
+            || (frontend.flags & MASQUERADE_OUTSIDE != 0 && !is_pod && knows_pods(*is_v4))
+            || same(&backend.address, &tuple.source),
+    }
 }
 
 /// The back end of a new connection; `None`: the policy allows none.

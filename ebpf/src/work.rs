@@ -16,7 +16,7 @@ pub struct Work {
     pub flow: Flow,
     /// Whose back end is remembered.
     pub client: SourceKey,
-    /// What is counted.
+    /// The front end and the back end that it goes to.
     pub member: MemberKey,
 }
 

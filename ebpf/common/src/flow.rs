@@ -3,7 +3,7 @@
 use crate::FrontendKey;
 
 /// Who talks to whom: what tells connections apart.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tuple {
     /// The address of the sender.
@@ -21,6 +21,14 @@ pub struct Tuple {
 }
 
 impl Tuple {
+    /// All of it, as numbers.
+    #[must_use]
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 5] {
+        // SAFETY: both have the same size, and any bytes are a value.
+        unsafe { core::mem::transmute(*self) }
+    }
+
     /// The tuple of answers.
     #[must_use]
     #[inline(always)]

@@ -10,7 +10,7 @@ use super::packets::{Kind, Part, Protocol, Talk};
 use super::services::converse;
 
 /// Longer than anything is remembered but for connections of TCP that are established, in seconds.
-const LONG: u64 = 120;
+pub(crate) const LONG: u64 = 120;
 
 /// How long a client waits before it asks again, in seconds, and is taken for a new one.
 const PATIENCE: u64 = 10;

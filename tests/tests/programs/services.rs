@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
 
+use super::lifetimes::LONG;
 use super::node::{
     BACKEND, CLIENT, Fate, Frontend, NODE, NODE_AT_PODS, Node, OTHER_SERVICE, POD, PODS, SERVICE,
     UPLINK, check, check_where,
@@ -349,6 +350,49 @@ fn a_client_may_reach_one_back_end_by_two_front_ends_from_one_port() {
             }
         });
     }
+}
+
+#[test]
+fn a_client_may_reach_one_back_end_by_a_front_end_and_by_itself_from_one_port() {
+    check(|node| {
+        let (call, backend) = (node.call(), node.backend());
+        let direct = call.to(backend);
+        node.serves(call.to, 0, &[backend]);
+        let seen = converse(node, call, backend);
+        assert_eq!(seen, direct);
+        let other = node.comes_in(UPLINK, direct, Part::Syn).unwrap();
+        assert_eq!((other.from.ip(), other.to), (direct.from.ip(), direct.to));
+        assert_ne!(other.from.port(), direct.from.port());
+        for (call, seen) in [(call, seen), (direct, other)] {
+            let answer = node.goes_out(UPLINK, seen.answer(), Part::Data);
+            assert_eq!(answer, Some(call.answer()));
+            assert_eq!(node.comes_in(UPLINK, call, Part::Data), Some(seen));
+        }
+    });
+}
+
+#[test]
+fn a_client_keeps_its_port_once_what_had_it_is_over() {
+    check(|node| {
+        let (call, backend) = (node.call(), node.backend());
+        let direct = call.to(backend);
+        node.serves(call.to, 0, &[backend]);
+        converse(node, call, backend);
+        let other = node.comes_in(UPLINK, direct, Part::Syn).unwrap();
+        assert_ne!(other, direct);
+        for (talk, seen) in [(call, direct), (direct, other)] {
+            node.comes_in(UPLINK, talk, Part::Rst).unwrap();
+            node.goes_out(UPLINK, seen.answer(), Part::Rst).unwrap();
+        }
+        node.grows_older(LONG);
+        for part in [Part::Syn, Part::Data] {
+            assert_eq!(node.comes_in(UPLINK, direct, part), Some(direct));
+            assert_eq!(
+                node.goes_out(UPLINK, direct.answer(), part),
+                Some(direct.answer())
+            );
+        }
+    });
 }
 
 #[test]
