@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
-use proxyd_ebpf_common::Destination;
+use proxyd_ebpf_common::{Address, Destination};
 
 /// The family that a hook is for, and with it the fields that hold the address.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -68,37 +68,37 @@ pub fn protocol(ctx: &SockAddrContext) -> u32 {
 
 /// Whether an address is an IPv4 one.
 #[inline(always)]
-pub fn is_v4(address: &[u8; 16]) -> bool {
+pub fn is_v4(address: &Address) -> bool {
     let [first, second, third, _] = words(address);
     first == 0 && second == 0 && third == MAPPED
 }
 
 /// An IPv4 address as it is kept.
 #[inline(always)]
-pub fn mapped(v4: u32) -> [u8; 16] {
+pub fn mapped(v4: u32) -> Address {
     bytes([0, 0, MAPPED, v4])
 }
 
 /// The IPv4 address that is kept so.
 #[inline(always)]
-pub fn v4(address: &[u8; 16]) -> u32 {
+pub fn v4(address: &Address) -> u32 {
     words(address)[3]
 }
 
 /// Whether two addresses are the same.
 #[inline(always)]
-pub fn same(a: &[u8; 16], b: &[u8; 16]) -> bool {
+pub fn same(a: &Address, b: &Address) -> bool {
     words(a) == words(b)
 }
 
 #[inline(always)]
-fn bytes(words: [u32; 4]) -> [u8; 16] {
+fn bytes(words: [u32; 4]) -> Address {
     // SAFETY: both are 16 bytes, of which any is a value.
     unsafe { core::mem::transmute(words) }
 }
 
 #[inline(always)]
-fn words(bytes: &[u8; 16]) -> [u32; 4] {
-    let word = |i: usize| u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
-    [word(0), word(4), word(8), word(12)]
+fn words(address: &Address) -> [u32; 4] {
+    // SAFETY: as above; both are aligned alike.
+    unsafe { core::mem::transmute(*address) }
 }

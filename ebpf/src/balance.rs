@@ -1,7 +1,7 @@
 //! Which back end a socket gets.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_boot_ns};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
 use proxyd_ebpf_common::{
     ANYWHERE, Choice, ClientKey, Destination, Frontend, FrontendKey, GUARDED, LOCAL_OUTSIDE,
@@ -10,6 +10,7 @@ use proxyd_ebpf_common::{
 
 use crate::address::{is_v4, protocol};
 use crate::count;
+use crate::flow::now;
 use crate::frontend::{List, find, has, is_allowed, pick, recall};
 use crate::maps::{AFFINITY, DEVICES, SETTINGS, TCP_PEERS, UDP_CHOICES, UDP_PEERS};
 
@@ -71,8 +72,7 @@ pub fn choose(
         pick(&key, all(&frontend), all)?
     } else {
         let client = client(namespace, &key);
-        // SAFETY: a helper without arguments.
-        let now = unsafe { bpf_ktime_get_boot_ns() };
+        let now = now();
         // SAFETY: the value is copied at once.
         let choice = unsafe { AFFINITY.get(client) }.copied();
         let limits = (frontend.affinity_seconds, ANYWHERE);

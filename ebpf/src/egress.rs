@@ -1,12 +1,11 @@
 //! A packet goes out at a device: from the Service that a client called instead of the back end, or from the node instead of
 //! the client.
 
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use proxyd_ebpf_common::PENDING;
+use proxyd_ebpf_common::{Address, PENDING};
 
-use crate::flow::{masquerade, touch};
+use crate::flow::{masquerade, now, touch};
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS};
 use crate::packet::parse;
 use crate::translate::{is_translated, translate};
@@ -34,8 +33,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     let flow = EGRESS_FLOWS.get_ptr_mut(&work.packet.tuple)?;
     // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
     let flow = unsafe { &mut *flow };
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let now = now();
     if !flow.is_alive(now) {
         return None;
     }
@@ -52,7 +50,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             device.v6
         };
         // Nobody could answer to no address.
-        if node == [0; 16] || masquerade(work, flow, &node, now).is_none() {
+        if node == Address::NONE || masquerade(work, flow, &node, now).is_none() {
             return Some(SHOT);
         }
     }

@@ -10,10 +10,10 @@
 //! out:  back end → client       becomes  Service → client
 //! ```
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns};
 use proxyd_ebpf_common::{
-    AGREED, ANYWHERE, AT_ADDRESS, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey, HERE,
-    MASQUERADE_PORTS, NEW, PENDING, Tuple,
+    AGREED, ANYWHERE, AT_ADDRESS, Address, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey,
+    HERE, MASQUERADE_PORTS, NEW, PENDING, Tuple,
 };
 
 use crate::address::same;
@@ -35,11 +35,18 @@ const TRIES: u32 = 16;
 
 /// What a connection is called by that is not one to a front end: answers, or a client that has to have another port.
 pub const NO_FRONTEND: FrontendKey = FrontendKey {
-    address: [0; 16],
+    address: Address::NONE,
     port: 0,
     protocol: 0,
     kind: AT_ADDRESS,
 };
+
+/// Nanoseconds since the machine started.
+#[inline(always)]
+pub fn now() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_boot_ns() }
+}
 
 /// Whether a packet that came in goes where those before it went.
 #[inline(always)]
@@ -106,7 +113,8 @@ pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
 /// Remembers a new connection with the front end and the back end that are noted, whose first packet has come in. `None`: no port is
 /// left for it.
 #[inline(always)]
-pub fn begin(work: &mut Work, (masqueraded, now): (bool, u64)) -> Option<()> {
+pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
+    let now = now();
     let Work {
         packet,
         key,
@@ -164,16 +172,16 @@ fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
 /// Whether answers to a packet that no front end has would be taken for those of a connection to one: the client talks to the same
 /// receiver by that, from the same port.
 #[inline(always)]
-pub fn answers_are_taken(work: &mut Work, now: u64) -> bool {
+pub fn answers_are_taken(work: &mut Work) -> bool {
     let Work { packet, key, .. } = work;
     *key = packet.tuple.reversed();
     // SAFETY: it is looked at at once.
-    unsafe { EGRESS_FLOWS.get(&*key) }.is_some_and(|there| there.is_alive(now))
+    unsafe { EGRESS_FLOWS.get(&*key) }.is_some_and(|there| there.is_alive(now()))
 }
 
 /// Chooses a port of the node for a connection that is to be masqueraded, whose first packet goes out. `None`: none is left.
 #[inline(always)]
-pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &[u8; 16], now: u64) -> Option<()> {
+pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64) -> Option<()> {
     let Work {
         packet, key, flow, ..
     } = work;

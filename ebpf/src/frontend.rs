@@ -3,8 +3,8 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use proxyd_ebpf_common::{
-    AT_ADDRESS, AllowedKey, BackendKey, Choice, Destination, Frontend, FrontendKey, MemberKey,
-    NODE_PORT_V4, NODE_PORT_V6, THE_NODE,
+    AT_ADDRESS, Address, AllowedKey, BackendKey, Choice, Destination, Frontend, FrontendKey,
+    MemberKey, NODE_PORT_V4, NODE_PORT_V6, THE_NODE,
 };
 
 use crate::address::is_v4;
@@ -34,7 +34,7 @@ pub fn find(
     if who == THE_NODE && !is_node() {
         return None;
     }
-    key.address = [0; 16];
+    key.address = Address::NONE;
     key.kind = if is_v4(&called.address) {
         NODE_PORT_V4
     } else {
@@ -97,7 +97,7 @@ pub fn recall(
 
 /// Whether a source may call a front end that only some may.
 #[inline(always)]
-pub fn is_allowed(frontend: &FrontendKey, source: &[u8; 16]) -> bool {
+pub fn is_allowed(frontend: &FrontendKey, source: &Address) -> bool {
     let key = AllowedKey {
         frontend: *frontend,
         source: *source,

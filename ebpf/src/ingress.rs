@@ -1,18 +1,17 @@
 //! A packet comes in at a device: to a Service's back end instead of the Service, or to a client instead of the node.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{
-    ANYWHERE, Choice, Destination, FIRST_LOCAL, Frontend, FrontendKey, GUARDED, HERE,
+    ANYWHERE, Address, Choice, Destination, FIRST_LOCAL, Frontend, FrontendKey, GUARDED, HERE,
     LOCAL_OUTSIDE, MASQUERADE_ALL, MASQUERADE_OUTSIDE, NetworkKey, SourceKey, hash_of_client,
     hash_of_flow,
 };
 
 use crate::address::same;
 use crate::count;
-use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, receiver, touch};
+use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, now, receiver, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
@@ -39,12 +38,11 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     if is_translated(ctx, &work.packet, Direction::In) {
         return None;
     }
-    // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_boot_ns() };
     let flow = INGRESS_FLOWS.get_ptr_mut(&work.packet.tuple);
     if let Some(flow) = flow {
         // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
         let flow = unsafe { &mut *flow };
+        let now = now();
         if goes_on(flow, &work.packet, now) {
             touch(work, flow, now, &EGRESS_FLOWS);
             if flow.frontend.port != 0 && !work.packet.is_error() {
@@ -58,10 +56,10 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     if !work.packet.may_begin() {
         return None;
     }
-    let masqueraded = match begin_at_frontend(ctx, work, now) {
+    let masqueraded = match begin_at_frontend(ctx, work) {
         Begins::Balanced { masqueraded } => masqueraded,
         Begins::Refused => return Some(SHOT),
-        Begins::Directly if answers_are_taken(work, now) => {
+        Begins::Directly if answers_are_taken(work) => {
             // The client gets another port.
             work.member.frontend = NO_FRONTEND;
             work.member.backend = receiver(&work.packet.tuple);
@@ -74,7 +72,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             return None;
         }
     };
-    if begin(work, (masqueraded, now)).is_none() {
+    if begin(work, masqueraded).is_none() {
         return Some(SHOT);
     }
     if work.member.frontend.port != 0 {
@@ -94,7 +92,7 @@ enum Begins {
 }
 
 #[inline(always)]
-fn begin_at_frontend(ctx: &TcContext, work: &mut Work, now: u64) -> Begins {
+fn begin_at_frontend(ctx: &TcContext, work: &mut Work) -> Begins {
     let tuple = &work.packet.tuple;
     let Some((key, frontend)) = find(tuple.protocol, &receiver(tuple), || false) else {
         return Begins::Directly;
@@ -104,7 +102,7 @@ fn begin_at_frontend(ctx: &TcContext, work: &mut Work, now: u64) -> Begins {
     }
     let is_pod = is_pod(ctx, &tuple.source);
     work.member.frontend = key;
-    let Some(backend) = choose(work, &key, &frontend, (is_pod, now)) else {
+    let Some(backend) = choose(work, &key, &frontend, is_pod) else {
         return Begins::Refused;
     };
     work.member.backend = backend;
@@ -122,7 +120,7 @@ fn choose(
     work: &mut Work,
     key: &FrontendKey,
     frontend: &Frontend,
-    (is_pod, now): (bool, u64),
+    is_pod: bool,
 ) -> Option<Destination> {
     let Work { packet, client, .. } = work;
     let tuple = &packet.tuple;
@@ -133,6 +131,7 @@ fn choose(
     let keeps = frontend.affinity_seconds != 0;
     if keeps {
         let wanted = if is_local { HERE } else { ANYWHERE };
+        let now = now();
         // SAFETY: the value is copied at once.
         let choice = unsafe { SOURCE_AFFINITY.get(&*client) }.copied();
         let limits = (frontend.affinity_seconds, wanted);
@@ -153,7 +152,7 @@ fn choose(
     let backend =
         look_up(&frontend.table, hash, is_hashed).or_else(|| pick(key, list(frontend), list))?;
     if keeps {
-        remember(client, backend, now);
+        remember(client, backend, now());
     }
     Some(backend)
 }
@@ -196,7 +195,7 @@ fn knows_pods(is_v4: bool) -> bool {
 }
 
 #[inline(always)]
-fn is_pod(ctx: &TcContext, source: &[u8; 16]) -> bool {
+fn is_pod(ctx: &TcContext, source: &Address) -> bool {
     // SAFETY: the kernel gives a valid context.
     let device = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: the value is looked at at once.

@@ -4,10 +4,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::macros::btf_map;
 use proxyd_ebpf_common::{
-    AllowedKey, BackendKey, Choice, ClientKey, Counter, Destination, Device, Flow, FragmentKey,
-    Frontend, FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS, MAX_NETWORKS,
-    MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED, MemberKey, NetworkKey, PeerKey, Piece,
-    PieceKey, Settings, SourceKey, TableKey, Tuple, WhoMayCall,
+    Address, AllowedKey, BackendKey, Choice, ClientKey, Counter, Destination, Device, Flow,
+    FragmentKey, Frontend, FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS,
+    MAX_NETWORKS, MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED, MemberKey, NetworkKey, PeerKey,
+    Piece, PieceKey, Settings, SourceKey, TableKey, Tuple, WhoMayCall,
 };
 
 use crate::work::Work;
@@ -41,8 +41,7 @@ pub static TABLE_BACKENDS: HashMap<TableKey, Destination, MAX_BACKENDS, GROWS> =
 
 /// The addresses that have NodePorts.
 #[btf_map(name = "node_addresses")]
-pub static NODE_ADDRESSES: HashMap<[u8; 16], WhoMayCall, MAX_NODE_ADDRESSES, GROWS> =
-    HashMap::new();
+pub static NODE_ADDRESSES: HashMap<Address, WhoMayCall, MAX_NODE_ADDRESSES, GROWS> = HashMap::new();
 
 /// The networks of pods, for detectors that go by address.
 #[btf_map(name = "pod_networks")]

@@ -4,7 +4,7 @@
 //! Whatever is truncated or else not as it should be is nobody's packet.
 
 use aya_ebpf::programs::TcContext;
-use proxyd_ebpf_common::{FragmentKey, Tuple};
+use proxyd_ebpf_common::{Address, FragmentKey, Tuple};
 
 use crate::address::{is_v4, mapped};
 use crate::maps::FRAGMENTS;
@@ -31,8 +31,8 @@ pub struct Packet {
     /// Who talks to whom; for an error, whose answers the packet was among.
     pub tuple: Tuple,
     /// The sender and the receiver of the packet, also of an error.
-    pub source: [u8; 16],
-    pub destination: [u8; 16],
+    pub source: Address,
+    pub destination: Address,
     /// Where the IP header is, and what follows it.
     pub l3: u32,
     pub l4: u32,
@@ -146,8 +146,8 @@ fn error(ctx: &TcContext, packet: &mut Packet, outer: &Header, types: &[u8]) -> 
 
 /// What an IP header says.
 struct Header {
-    source: [u8; 16],
-    destination: [u8; 16],
+    source: Address,
+    destination: Address,
     protocol: u8,
     /// Where the next one is.
     l4: u32,

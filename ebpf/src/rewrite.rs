@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::bpf_csum_diff;
 use aya_ebpf::programs::TcContext;
-use proxyd_ebpf_common::Tuple;
+use proxyd_ebpf_common::{Address, Tuple};
 
 use crate::address::{same, v4};
 use crate::packet::{Packet, TCP};
@@ -99,8 +99,8 @@ fn place_of_checksum(protocol: u8) -> (u32, u64) {
 }
 
 #[inline(always)]
-fn outer_checksum(ctx: &TcContext, packet: &Packet, from: &[u8; 16], to: &[u8; 16]) -> Result {
-    let change = difference::<16>(from.as_ptr(), to.as_ptr());
+fn outer_checksum(ctx: &TcContext, packet: &Packet, from: &Address, to: &Address) -> Result {
+    let change = difference::<16>(from.0.as_ptr(), to.0.as_ptr());
     if packet.is_v4 {
         ctx.l3_csum_replace(packet.l3 as usize + 10, 0, change, 0)
     } else {
@@ -114,12 +114,12 @@ const SOURCE: [u32; 2] = [12, 8];
 const DESTINATION: [u32; 2] = [16, 24];
 
 #[inline(always)]
-fn set_source(ctx: &TcContext, packet: &Packet, l3: u32, to: &[u8; 16]) -> Result {
+fn set_source(ctx: &TcContext, packet: &Packet, l3: u32, to: &Address) -> Result {
     set_address(ctx, packet, (l3, SOURCE), to)
 }
 
 #[inline(always)]
-fn set_destination(ctx: &TcContext, packet: &Packet, l3: u32, to: &[u8; 16]) -> Result {
+fn set_destination(ctx: &TcContext, packet: &Packet, l3: u32, to: &Address) -> Result {
     set_address(ctx, packet, (l3, DESTINATION), to)
 }
 
@@ -128,7 +128,7 @@ fn set_address(
     ctx: &TcContext,
     packet: &Packet,
     (l3, [in_v4, in_v6]): (u32, [u32; 2]),
-    to: &[u8; 16],
+    to: &Address,
 ) -> Result {
     if packet.is_v4 {
         ctx.store((l3 + in_v4) as usize, &v4(to), 0)
@@ -140,7 +140,7 @@ fn set_address(
 /// What checksums change by with both addresses. What IPv4 addresses are mapped with is the same on both sides.
 #[inline(always)]
 fn addresses(from: &Tuple, to: &Tuple) -> u64 {
-    difference::<32>(from.source.as_ptr(), to.source.as_ptr())
+    difference::<32>(from.source.0.as_ptr(), to.source.0.as_ptr())
 }
 
 /// What checksums change by with both ports.

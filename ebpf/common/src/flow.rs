@@ -1,15 +1,15 @@
 //! What is remembered of connections that devices carry, and what the programs there look up.
 
-use crate::FrontendKey;
+use crate::{Address, FrontendKey};
 
 /// Who talks to whom: what tells connections apart.
 #[repr(C, align(8))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Tuple {
     /// The address of the sender.
-    pub source: [u8; 16],
+    pub source: Address,
     /// The address of the receiver.
-    pub destination: [u8; 16],
+    pub destination: Address,
     /// In network order.
     pub source_port: u16,
     /// In network order.
@@ -118,9 +118,9 @@ pub struct Counter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FragmentKey {
     /// The address of the sender.
-    pub source: [u8; 16],
+    pub source: Address,
     /// The address of the receiver.
-    pub destination: [u8; 16],
+    pub destination: Address,
     /// What fragments of one datagram have in common.
     pub identification: u32,
     /// The number of the transport protocol.
@@ -132,7 +132,7 @@ pub struct FragmentKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SourceKey {
     /// The client's address.
-    pub source: [u8; 16],
+    pub source: Address,
     /// The front end.
     pub frontend: FrontendKey,
     /// Zero.
@@ -144,7 +144,7 @@ pub struct SourceKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NetworkKey {
     /// The address.
-    pub address: [u8; 16],
+    pub address: Address,
 }
 
 /// The data of a key of the map that says which sources may call a guarded front end. Of the source a prefix counts.
@@ -154,7 +154,7 @@ pub struct AllowedKey {
     /// The front end.
     pub frontend: FrontendKey,
     /// The source.
-    pub source: [u8; 16],
+    pub source: Address,
 }
 
 /// The key, among devices, of what the node has where no device is known.
@@ -165,9 +165,9 @@ pub const THE_NODES_DEVICE: u32 = 0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Device {
     /// The node's address there, mapped, for masquerade; zero if it has none.
-    pub v4: [u8; 16],
+    pub v4: Address,
     /// The same for IPv6.
-    pub v6: [u8; 16],
+    pub v6: Address,
     /// 1 if what comes from there comes from pods.
     pub has_pods: u32,
 }

@@ -43,12 +43,22 @@ pub const MAX_DEVICES: usize = 1 << 12;
 /// How many pieces all tables of consistent hashing can have together: 15,420 tables of the usual size.
 pub const MAX_PIECES: usize = 1 << 18;
 
+/// An IPv6 address, or an IPv4 one that is mapped. Aligned, or the programs would copy it byte by byte.
+#[repr(C, align(4))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// Where there is none.
+    pub const NONE: Self = Self([0; 16]);
+}
+
 /// An address and a port.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
-    /// An IPv6 or IPv4-mapped address.
-    pub address: [u8; 16],
+    /// The address.
+    pub address: Address,
     /// In network order.
     pub port: u16,
     /// Zero.
@@ -60,7 +70,7 @@ pub struct Destination {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrontendKey {
     /// The address that clients call; zero for a NodePort.
-    pub address: [u8; 16],
+    pub address: Address,
     /// In network order.
     pub port: u16,
     /// The number of the transport protocol.
@@ -202,6 +212,7 @@ mod user {
         };
     }
     plain_bytes!(
+        Address,
         Destination,
         FrontendKey,
         Frontend,

@@ -1,6 +1,8 @@
 //! Consistent hashing: what the tables look like, and where a flow is in them. The same on all nodes, whatever their
 //! processors' byte order.
 
+use crate::Address;
+
 /// How many slots a piece of a table has. With the key and what the kernel puts around it, a piece fills 2 KiB.
 pub const PIECE_SLOTS: u32 = 976;
 
@@ -54,7 +56,7 @@ pub struct TableKey {
 /// Ports are in network order.
 #[must_use]
 #[inline(always)]
-pub const fn hash_of_flow(source: &[u8; 16], ports: [u16; 2], protocol: u8) -> u32 {
+pub const fn hash_of_flow(source: &Address, ports: [u16; 2], protocol: u8) -> u32 {
     let [from, to] = ports;
     let [from, to] = [u16::from_be(from) as u64, u16::from_be(to) as u64];
     hash(source, from << 32 | to << 16 | protocol as u64)
@@ -63,20 +65,20 @@ pub const fn hash_of_flow(source: &[u8; 16], ports: [u16; 2], protocol: u8) -> u
 /// The hash of a client that keeps its back end.
 #[must_use]
 #[inline(always)]
-pub const fn hash_of_client(source: &[u8; 16]) -> u32 {
+pub const fn hash_of_client(source: &Address) -> u32 {
     hash(source, 0)
 }
 
 #[inline(always)]
-const fn hash(source: &[u8; 16], beside: u64) -> u32 {
+const fn hash(source: &Address, beside: u64) -> u32 {
     (hash_of_address(source, beside) >> 32) as u32
 }
 
 /// The hash of an address and something beside it.
 #[must_use]
 #[inline(always)]
-pub const fn hash_of_address(address: &[u8; 16], beside: u64) -> u64 {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *address;
+pub const fn hash_of_address(address: &Address, beside: u64) -> u64 {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address.0;
     let high = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
     let low = u64::from_be_bytes([i, j, k, l, m, n, o, p]);
     mix(mix(mix(high) ^ low) ^ beside)

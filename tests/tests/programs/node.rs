@@ -246,7 +246,7 @@ impl Node {
     /// The key of a NodePort.
     pub(crate) fn node_port(&self, port: u16) -> bpf::FrontendKey {
         bpf::FrontendKey {
-            address: [0; 16],
+            address: bpf::Address::NONE,
             port: port.to_be(),
             protocol: self.kind.number(),
             kind: if self.kind.is_v4 {
@@ -316,7 +316,7 @@ impl Node {
 
     /// Has NodePorts at an address.
     pub(crate) fn has_node_ports_at(&mut self, ip: IpAddr, who: bpf::WhoMayCall) {
-        let mut map = self.map::<[u8; 16], bpf::WhoMayCall>("node_addresses");
+        let mut map = self.map::<bpf::Address, bpf::WhoMayCall>("node_addresses");
         map.insert(address(ip), who, 0).unwrap();
     }
 
@@ -335,7 +335,7 @@ impl Node {
     pub(crate) fn has_device(&mut self, index: u32, host: Option<u16>, has_pods: bool) {
         let own = |is_v4| {
             let of = Kind { is_v4, ..self.kind };
-            host.map_or([0; 16], |host| address(of.ip(host)))
+            host.map_or(bpf::Address::NONE, |host| address(of.ip(host)))
         };
         let device = bpf::Device {
             v4: own(true),
@@ -386,7 +386,7 @@ impl Node {
         self.clear::<bpf::FrontendKey, bpf::Frontend>("frontends");
         self.clear::<bpf::BackendKey, bpf::Destination>("backends");
         self.clear::<bpf::MemberKey, u8>("members");
-        self.clear::<[u8; 16], bpf::WhoMayCall>("node_addresses");
+        self.clear::<bpf::Address, bpf::WhoMayCall>("node_addresses");
         self.clear::<u32, bpf::Device>("devices");
         self.clear::<bpf::SourceKey, bpf::Choice>("source_affinity");
         self.clear::<bpf::Tuple, bpf::Flow>("ingress_flows");
@@ -454,11 +454,11 @@ fn load() -> Ebpf {
     loaded
 }
 
-fn address(ip: IpAddr) -> [u8; 16] {
-    match ip {
+fn address(ip: IpAddr) -> bpf::Address {
+    bpf::Address(match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => ip.octets(),
-    }
+    })
 }
 
 fn destination(at: SocketAddr) -> bpf::Destination {

@@ -34,7 +34,7 @@ pub(super) struct Wanted {
 
 /// What the programs are told of the node itself.
 pub(super) fn of_node(devices: &[Device]) -> bpf::Device {
-    let main = |family| main_address(devices, family).map_or([0; 16], address);
+    let main = |family| main_address(devices, family).map_or(bpf::Address::NONE, address);
     bpf::Device {
         v4: main(Family::V4),
         v6: main(Family::V6),
@@ -171,7 +171,11 @@ mod tests {
         let addresses: Vec<_> = wanted.values().map(|wanted| wanted.told.v4).collect();
         let expected = ["192.168.0.2", "192.168.0.2", "172.17.0.1"];
         assert_eq!(addresses, expected.map(|text| address(ip(text))));
-        assert!(wanted.values().all(|wanted| wanted.told.v6 == [0; 16]));
+        assert!(
+            wanted
+                .values()
+                .all(|wanted| wanted.told.v6 == bpf::Address::NONE)
+        );
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct Entries {
     /// Which back ends a front end has whose clients keep theirs, and in which of its lists.
     pub(super) members: BTreeMap<bpf::MemberKey, u8>,
     /// Which addresses have NodePorts.
-    pub(super) node_addresses: BTreeMap<[u8; 16], bpf::WhoMayCall>,
+    pub(super) node_addresses: BTreeMap<bpf::Address, bpf::WhoMayCall>,
     /// Which networks pods are in.
     pub(super) pod_networks: BTreeMap<Prefix<bpf::NetworkKey>, ()>,
     /// Which sources may call front ends that only some may.
@@ -209,7 +209,7 @@ pub(super) fn is_of(family: Family, key: &bpf::FrontendKey) -> bool {
 }
 
 /// The family of an address.
-pub(super) fn family_of(address: &[u8; 16]) -> Family {
+pub(super) fn family_of(address: &bpf::Address) -> Family {
     Family::of(ip(*address))
 }
 
@@ -249,7 +249,7 @@ fn frontend_key(frontend: Frontend) -> Option<bpf::FrontendKey> {
         },
     };
     (protocol != Protocol::Sctp).then(|| bpf::FrontendKey {
-        address: ip.map_or([0; 16], address),
+        address: ip.map_or(bpf::Address::NONE, address),
         port: port.get().to_be(),
         protocol: protocol.number(),
         kind,
@@ -275,14 +275,14 @@ pub(super) fn socket_address(destination: &bpf::Destination) -> SocketAddr {
 }
 
 /// An address as the maps have it: IPv4 ones are mapped.
-pub(super) fn address(ip: IpAddr) -> [u8; 16] {
-    match ip {
+pub(super) fn address(ip: IpAddr) -> bpf::Address {
+    bpf::Address(match ip {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => ip.octets(),
-    }
+    })
 }
 
 /// And back.
-pub(super) fn ip(address: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(address).to_canonical()
+pub(super) fn ip(address: bpf::Address) -> IpAddr {
+    Ipv6Addr::from(address.0).to_canonical()
 }

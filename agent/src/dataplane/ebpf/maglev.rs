@@ -112,7 +112,7 @@ impl Backends {
         }
         let mut hash = Sha256::new();
         for backend in self.as_slice() {
-            hash.update(backend.address);
+            hash.update(backend.address.0);
             hash.update(backend.port.to_ne_bytes());
         }
         let hash = hash.finalize();

@@ -20,7 +20,7 @@ pub(super) struct Maps {
     frontends: Map<bpf::FrontendKey, bpf::Frontend>,
     backends: Map<bpf::BackendKey, bpf::Destination>,
     members: Map<bpf::MemberKey, u8>,
-    node_addresses: Map<[u8; 16], bpf::WhoMayCall>,
+    node_addresses: Map<bpf::Address, bpf::WhoMayCall>,
     pod_networks: Networks<bpf::NetworkKey>,
     allowed: Networks<bpf::AllowedKey>,
     counters: PerCpuHashMap<MapData, bpf::MemberKey, bpf::Counter>,

@@ -19,7 +19,7 @@ pub(super) enum Write {
     /// In which lists a front end has a back end; `None`: in none.
     Member(bpf::MemberKey, Option<u8>),
     /// Who may call an address for its NodePorts; `None`: nobody.
-    NodeAddress([u8; 16], Option<bpf::WhoMayCall>),
+    NodeAddress(bpf::Address, Option<bpf::WhoMayCall>),
     /// What was counted for a back end that a front end does not have any more is forgotten.
     Uncount(bpf::MemberKey),
     /// A network is one of pods; `None`: it is none any more.

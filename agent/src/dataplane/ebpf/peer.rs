@@ -121,7 +121,7 @@ mod tests {
             assert_eq!(socket_address(&peer.key().backend).to_string(), to);
         }
         let key = peer(Protocol::Udp, "10.1.0.1:53").key();
-        assert_eq!(key.backend.address[10..], [0xff, 0xff, 10, 1, 0, 1]);
+        assert_eq!(key.backend.address.0[10..], [0xff, 0xff, 10, 1, 0, 1]);
     }
 
     #[test]

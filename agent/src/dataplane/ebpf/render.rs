@@ -221,7 +221,7 @@ fn sources(entries: &Entries, frontend: &bpf::FrontendKey) -> Vec<String> {
 }
 
 /// A network, of so many bits of its mapped address.
-fn network(address: [u8; 16], bits: u32) -> String {
+fn network(address: bpf::Address, bits: u32) -> String {
     let address = ip(address);
     let unmapped = if address.is_ipv4() { bits - 96 } else { bits };
     let length = u8::try_from(unmapped).expect("a prefix is no longer than its address");

@@ -378,7 +378,7 @@ fn what_was_counted_is_forgotten_with_the_back_end_and_not_when_that_moves() {
     let forgotten: Vec<_> = writes(&before, &after)
         .into_iter()
         .filter_map(|write| match write {
-            Write::Uncount(member) => Some(member.backend.address[15]),
+            Write::Uncount(member) => Some(member.backend.address.0[15]),
             _ => None,
         })
         .collect();
@@ -418,7 +418,7 @@ fn the_node_alone_calls_the_loopback_address() {
         let mut address = [0; 16];
         address[10..12].fill(0xff);
         address[12..].copy_from_slice(&last);
-        address
+        bpf::Address(address)
     };
     let expected = [
         (mapped([127, 0, 0, 1]), bpf::THE_NODE),

@@ -13,7 +13,7 @@ fn backend(number: u32) -> bpf::Destination {
     let mut address = [0; 16];
     address[10..].copy_from_slice(&[0xff, 0xff, 10, b, c, d]);
     bpf::Destination {
-        address,
+        address: bpf::Address(address),
         port: 8080_u16.to_be(),
         padding: 0,
     }
@@ -52,7 +52,7 @@ fn flows() -> Vec<u32> {
     let mut random = fastrand::Rng::with_seed(42);
     let flow = || {
         let mut address = backend(random.u32(..)).address;
-        address[12] = random.u8(..);
+        address.0[12] = random.u8(..);
         let port = random.u16(32_768..61_000).to_be();
         bpf::hash_of_flow(&address, [port, 80_u16.to_be()], 6)
     };
@@ -158,7 +158,7 @@ fn a_flow_goes_where_it_always_went() {
     let table = Table::of(set(5), SIZE);
     let hash = bpf::hash_of_flow(&backend(1).address, [40_000_u16.to_be(), 80_u16.to_be()], 6);
     let client = bpf::hash_of_client(&backend(1).address);
-    let hosts = [hash, client].map(|hash| table.get(hash).address[12..].to_vec());
+    let hosts = [hash, client].map(|hash| table.get(hash).address.0[12..].to_vec());
     assert_eq!((hash, client), (2_613_359_590, 2_884_784_415));
     assert_eq!(hosts, [vec![10, 0, 1, 2], vec![10, 0, 0, 2]]);
 }
