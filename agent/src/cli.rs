@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser};
 
 use crate::dataplane::Backend;
-use crate::dataplane::ebpf::maglev::TableSize;
+use crate::dataplane::ebpf::{self, maglev::TableSize};
 use crate::dry_run::Output;
 pub use ignored::Ignored;
 
@@ -195,6 +195,12 @@ pub struct BackendFlags {
     /// prime number, a hundred times as many as a Service has endpoints or more
     #[arg(long, value_name = "PRIME", default_value_t = TableSize::DEFAULT)]
     pub maglev_table_size: TableSize,
+
+    /// How many connections --backend ebpf can translate at devices at a time; of more, those that were silent for longest are
+    /// forgotten. Some 320 bytes of the kernel's memory each, taken at once
+    #[arg(long, value_name = "NUMBER", default_value_t = ebpf::CONNECTIONS,
+          value_parser = clap::value_parser!(u32).range(1_024..=16_777_216))]
+    pub connection_table_size: u32,
 
     /// With --backend ebpf, also close TCP connections to endpoints that are in no EndpointSlice of the Service any
     /// more; clients see ECONNABORTED. Connected UDP sockets are always closed

@@ -30,8 +30,12 @@ const PATIENCE: u64 = 10 * SECOND;
 /// So many bits of the time, which are 17 seconds, pass before the other direction is told that a connection is in use.
 const TELLS_AFTER: u32 = 34;
 
-/// How often a port is tried that may be taken.
+/// How often a port is tried that may be taken: for a client that has to have another one, and for masquerade.
 const TRIES: u32 = 16;
+const MASQUERADE_TRIES: u16 = 64;
+
+/// For how long the port of a connection is kept that is closed, or that may begin anew, when others want for ports.
+const SPARE_AFTER: u64 = SECOND;
 
 /// What a connection is called by that is not one to a front end: answers, or a client that has to have another port.
 pub const NO_FRONTEND: FrontendKey = FrontendKey {
@@ -141,7 +145,7 @@ pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
         if tries == TRIES {
             return None;
         }
-        key.destination_port = port_of(1_024, 64_512);
+        key.destination_port = (1_024 + random(64_512)).to_be();
     }
     *key = key.reversed();
     if masqueraded {
@@ -179,7 +183,8 @@ pub fn answers_are_taken(work: &mut Work) -> bool {
     unsafe { EGRESS_FLOWS.get(&*key) }.is_some_and(|there| there.is_alive(now()))
 }
 
-/// Chooses a port of the node for a connection that is to be masqueraded, whose first packet goes out. `None`: none is left.
+/// Chooses a port of the node for a connection that is to be masqueraded, whose first packet goes out: a free one, or that of a
+/// connection that does without. `None`: none is left.
 #[inline(always)]
 pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64) -> Option<()> {
     let Work {
@@ -193,31 +198,63 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
     flow.padding = [0; 3];
     key.destination = *node;
     let (first, count) = MASQUERADE_PORTS;
-    let mut tries = 0;
-    loop {
-        key.destination_port = port_of(first, count);
+    let start = random(count);
+    let (mut chosen, mut spare) = (0, 0);
+    for number in 0..MASQUERADE_TRIES {
+        let port = (first + (start + number) % count).to_be();
+        key.destination_port = port;
         // SAFETY: it is looked at at once.
-        let there = unsafe { INGRESS_FLOWS.get(&*key) };
-        if !there.is_some_and(|there| there.is_alive(now)) {
-            break;
-        }
-        tries += 1;
-        if tries == TRIES {
-            return None;
+        match unsafe { INGRESS_FLOWS.get(&*key) } {
+            Some(there) if there.is_alive(now) => {
+                if spare == 0 && is_spare(there, now) {
+                    spare = port;
+                }
+            }
+            _ => {
+                chosen = port;
+                break;
+            }
         }
     }
+    if chosen == 0 {
+        if spare == 0 {
+            return None;
+        }
+        chosen = spare;
+        key.destination_port = chosen;
+        forget_masqueraded(key);
+    }
+    key.destination_port = chosen;
     INGRESS_FLOWS.insert(&*key, &*flow, 0).ok()?;
     pending.to = key.reversed();
     pending.state = NEW;
     Some(())
 }
 
-/// Any of some ports, in network order.
+/// Whether a connection does without its port: its client begins anew if it has anything to say.
 #[inline(always)]
-fn port_of(first: u16, count: u16) -> u16 {
+fn is_spare(flow: &Flow, now: u64) -> bool {
+    (flow.to.protocol == UDP || flow.state == CLOSING)
+        && now.saturating_sub(flow.used_at) >= SPARE_AFTER
+}
+
+/// Forgets a masqueraded connection that is known by its answers.
+#[inline(always)]
+fn forget_masqueraded(answers: &Tuple) -> Option<()> {
+    // SAFETY: it is copied at once.
+    let to_client = unsafe { INGRESS_FLOWS.get(answers)? }.to;
+    let _ = EGRESS_FLOWS.remove(to_client.reversed());
+    // SAFETY: it is copied at once.
+    let called = unsafe { EGRESS_FLOWS.get(to_client)? }.to.reversed();
+    let _ = EGRESS_FLOWS.remove(to_client);
+    INGRESS_FLOWS.remove(called).ok()
+}
+
+/// Any number below another.
+#[inline(always)]
+fn random(count: u16) -> u16 {
     // SAFETY: a helper without arguments.
-    let random = unsafe { bpf_get_prandom_u32() } % u32::from(count);
-    (first + random as u16).to_be()
+    (unsafe { bpf_get_prandom_u32() } % u32::from(count)) as u16
 }
 
 /// Whom packets are sent to.

@@ -129,6 +129,7 @@ impl Config {
             devices: std::mem::take(&mut cli.backend.devices),
             tcx: cli.backend.enable_tcx,
             table_size: cli.backend.maglev_table_size,
+            connections: cli.backend.connection_table_size,
         };
         let flags = Raw::of_flags(cli);
         let mode_flag = flags.proxy_mode.as_ref().map(|given| given.value.clone());

@@ -446,6 +446,10 @@ fn load() -> Ebpf {
     for map in MAPS {
         loader.map_max_entries(map, 1 << 12);
     }
+    // Room for a connection with each of the ports that there are.
+    for map in ["ingress_flows", "egress_flows"] {
+        loader.map_max_entries(map, 1 << 15);
+    }
     let mut loaded = loader.load(OBJECT).unwrap();
     for name in ["proxyd_in", "proxyd_in_l3", "proxyd_out", "proxyd_out_l3"] {
         let program: &mut SchedClassifier = loaded.program_mut(name).unwrap().try_into().unwrap();

@@ -1,6 +1,6 @@
 //! Clients reach back ends and are answered by whom they called; and who may not call is dropped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use super::node::{
     BACKEND, CLIENT, Fate, Frontend, NODE, NODE_AT_PODS, Node, OTHER_SERVICE, POD, PODS, SERVICE,
     UPLINK, check, check_where,
 };
-use super::packets::{Kind, Part, Protocol, Shape, Talk};
+use super::packets::{Kind, Link, Part, Protocol, Shape, Talk};
 
 /// The ports of masqueraded connections.
 fn is_masquerade_port(port: u16) -> bool {
@@ -55,6 +55,10 @@ pub(crate) fn converse(node: &Node, call: Talk, backend: SocketAddr) -> Talk {
         }
     }
     seen.unwrap()
+}
+
+fn is_ethernet(kind: Kind) -> bool {
+    matches!(kind.link, Link::Ethernet)
 }
 
 #[test]
@@ -416,6 +420,51 @@ fn connections_of_many_clients_get_ports_of_their_own() {
                 node.goes_out(UPLINK, inside, Part::SynAck),
                 Some(call.answer())
             );
+        }
+    });
+}
+
+#[test]
+fn when_ports_run_out_connections_that_are_over_give_theirs() {
+    check_where(is_ethernet, |node| {
+        let (call, backend) = (node.call(), node.backend());
+        node.serves(call.to, bpf::MASQUERADE_ALL, &[backend]);
+        let begin = |node: &Node, number: u16| {
+            let call = call.from(
+                node.kind
+                    .at(0x0500 + number / 1_000, 40_000 + number % 1_000),
+            );
+            let inside = node.comes_in(UPLINK, call, Part::Syn).unwrap();
+            (call, inside, node.goes_out(PODS, inside, Part::Syn))
+        };
+        let (ports, more) = (bpf::MASQUERADE_PORTS.1, 1_000);
+        let mut seen = BTreeMap::new();
+        for number in 0..ports {
+            let (call, inside, out) = begin(node, number);
+            // As many as there are find all but the last few.
+            let Some(out) = out else { continue };
+            seen.insert(out.from.port(), call);
+            if node.kind.protocol == Protocol::Tcp {
+                node.comes_in(UPLINK, call, Part::Rst).unwrap();
+                node.goes_out(PODS, inside, Part::Rst).unwrap();
+            }
+        }
+        assert!(seen.len() > usize::from(ports) / 2, "{}", seen.len());
+        node.grows_older(2);
+        for number in ports..ports + more {
+            let (call, _, out) = begin(node, number);
+            let out = out.expect("a port");
+            let before = seen.insert(out.from.port(), call);
+            let inside = node.comes_in(PODS, out.answer(), Part::SynAck).unwrap();
+            let answer = node.goes_out(UPLINK, inside, Part::SynAck);
+            assert_eq!(answer, Some(call.answer()));
+            // Who had it, and was silent, may begin anew, but is not mistaken for the other.
+            if let Some(before) = before {
+                let inside = node.comes_in(UPLINK, before, Part::Syn).unwrap();
+                let again = node.goes_out(PODS, inside, Part::Syn).expect("a port");
+                assert_ne!(again, out);
+                seen.insert(again.from.port(), before);
+            }
         }
     });
 }

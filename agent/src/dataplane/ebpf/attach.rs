@@ -72,6 +72,9 @@ const MAPS: [&str; 19] = [
     "counters",
 ];
 
+/// Those with an entry for each connection that devices carry.
+const FLOWS: [&str; 2] = ["ingress_flows", "egress_flows"];
+
 /// Loads and attaches all programs, in place of those of an earlier agent.
 pub(super) fn attach(
     places: &Places,
@@ -89,9 +92,13 @@ pub(super) fn attach(
     for name in MAPS {
         loader.map_pin_path(name, pins.maps().join(name));
     }
+    for name in FLOWS {
+        loader.map_max_entries(name, places.connections);
+    }
     let mut loaded = loader
         .load(OBJECT)
         .map_err(|error| DataplaneError::bpf("loading the maps", error))?;
+    tell_of_other_size(&loaded, places.connections);
     let settings = bpf::Settings {
         node_namespace: usable.node_namespace,
         knows_pods: Family::ALL.map(|family| detector.get(family).knows_pods().into()),
@@ -163,6 +170,22 @@ fn set(loaded: &mut Ebpf, settings: bpf::Settings) -> Result<(), DataplaneError>
     let map = loaded.map_mut("settings").expect("the object has this map");
     let set = Array::try_from(map).and_then(|mut map| map.set(0, settings, 0));
     set.map_err(|error| DataplaneError::bpf("writing the settings", error))
+}
+
+/// Says so if tables of an earlier agent are kept whose size is not the one that is wanted: connections are in them.
+fn tell_of_other_size(loaded: &Ebpf, wanted: u32) {
+    for name in FLOWS {
+        let map = loaded.map(name).expect("the object has this map");
+        if let Map::LruHashMap(map) = map
+            && let Ok(size) = map.info().map(|info| info.max_entries())
+            && size != wanted
+        {
+            warn!(
+                "{name} of an earlier agent is kept, with room for {size} connections; --connection-table-size {wanted} counts \
+                 from the next proxyd --cleanup, or start of the machine, on"
+            );
+        }
+    }
 }
 
 /// Loads one program and attaches it. It is detached when what is returned is dropped.

@@ -42,6 +42,7 @@ use links::{Links, Watcher};
 use maglev::TableSize;
 use maps::Maps;
 use order::writes;
+use proxyd_ebpf_common as bpf;
 pub use retire::Retiring;
 
 /// Where things of the machine are that the programs need, and how they are set up.
@@ -57,7 +58,12 @@ pub struct Places {
     pub tcx: bool,
     /// How many slots tables of consistent hashing have.
     pub table_size: TableSize,
+    /// How many connections devices can carry at a time, in tables that are made anew.
+    pub connections: u32,
 }
+
+/// How many connections devices can carry at a time, if nothing is said.
+pub const CONNECTIONS: u32 = bpf::MAX_FLOWS as u32;
 
 /// What is told of changes by others.
 type Report = Arc<dyn Fn(Event) -> bool + Send + Sync>;
