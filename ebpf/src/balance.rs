@@ -12,7 +12,7 @@ use crate::address::{is_v4, protocol};
 use crate::count;
 use crate::flow::now;
 use crate::frontend::{List, find, has, is_allowed, pick, recall};
-use crate::maps::{AFFINITY, DEVICES, SETTINGS, TCP_PEERS, UDP_CHOICES, UDP_PEERS};
+use crate::maps::{AFFINITY, DEVICES, SETTINGS, TCP_PEERS, UDP_CHOICES, UDP_PEERS, remember};
 
 /// A transport protocol that is balanced.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -86,11 +86,11 @@ pub fn choose(
             padding: 0,
         };
         // Nothing is lost but the client's affinity if that fails.
-        let _ = AFFINITY.insert(client, choice, 0);
+        let _ = remember(&AFFINITY, &client, &choice);
         backend
     };
     if is_flow {
-        let _ = UDP_CHOICES.insert(flow, backend, 0);
+        let _ = remember(&UDP_CHOICES, &flow, &backend);
     }
     count::connection(&MemberKey {
         frontend: key,
@@ -102,8 +102,8 @@ pub fn choose(
         padding: 0,
     };
     let _ = match protocol {
-        Protocol::Tcp => TCP_PEERS.insert(peer, called, 0),
-        Protocol::Udp => UDP_PEERS.insert(peer, called, 0),
+        Protocol::Tcp => remember(&TCP_PEERS, &peer, called),
+        Protocol::Udp => remember(&UDP_PEERS, &peer, called),
     };
     Some(backend)
 }

@@ -18,7 +18,7 @@ use proxyd_ebpf_common::{
 
 use crate::address::same;
 use crate::frontend::has;
-use crate::maps::{EGRESS_FLOWS, Flows, INGRESS_FLOWS};
+use crate::maps::{EGRESS_FLOWS, Flows, INGRESS_FLOWS, remember};
 use crate::packet::{Packet, UDP};
 use crate::work::Work;
 
@@ -151,14 +151,14 @@ pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
     if masqueraded {
         flow.to = *key;
         flow.state = PENDING;
-        EGRESS_FLOWS.insert(&*key, &*flow, 0).ok()?;
+        remember(&EGRESS_FLOWS, key, flow)?;
         flow.state = NEW;
     } else {
         let _ = EGRESS_FLOWS.remove(&*key);
     }
     flow.to = *key;
     flow.frontend = member.frontend;
-    INGRESS_FLOWS.insert(&packet.tuple, &*flow, 0).ok()
+    remember(&INGRESS_FLOWS, &packet.tuple, flow)
 }
 
 #[inline(always)]
@@ -170,7 +170,7 @@ fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
     {
         return false;
     }
-    EGRESS_FLOWS.insert(key, flow, 0).is_ok()
+    remember(&EGRESS_FLOWS, key, flow).is_some()
 }
 
 /// Whether answers to a packet that no front end has would be taken for those of a connection to one: the client talks to the same
@@ -225,7 +225,7 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
         forget_masqueraded(key);
     }
     key.destination_port = chosen;
-    INGRESS_FLOWS.insert(&*key, &*flow, 0).ok()?;
+    remember(&INGRESS_FLOWS, key, flow)?;
     pending.to = key.reversed();
     pending.state = NEW;
     Some(())

@@ -10,7 +10,6 @@ use proxyd_ebpf_common::{
 };
 
 use crate::address::same;
-use crate::count;
 use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, now, receiver, touch};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
@@ -19,6 +18,7 @@ use crate::packet::{Packet, parse};
 use crate::translate::{is_translated, translate};
 use crate::work::{Direction, Work, work};
 use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
+use crate::{count, maps};
 
 #[classifier]
 pub fn proxyd_in(ctx: TcContext) -> i32 {
@@ -166,7 +166,7 @@ fn remember(client: &SourceKey, backend: Destination, now: u64) {
         padding: 0,
     };
     // Nothing is lost but the client's affinity if that fails.
-    let _ = SOURCE_AFFINITY.insert(client, choice, 0);
+    let _ = maps::remember(&SOURCE_AFFINITY, client, &choice);
 }
 
 #[inline(always)]

@@ -94,6 +94,18 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2], MAX_REMEMBERED> = LruHas
 #[btf_map(name = "counters")]
 pub static COUNTERS: PerCpuHashMap<MemberKey, Counter, MAX_BACKENDS, GROWS> = PerCpuHashMap::new();
 
+/// Remembers something in a map that forgets what was not used for longest. It is looked up at once: where there is no room, what never
+/// was goes first, and so the newest before the oldest.
+#[inline(always)]
+pub fn remember<K, V, const ENTRIES: usize>(
+    map: &LruHashMap<K, V, ENTRIES>,
+    key: &K,
+    value: &V,
+) -> Option<()> {
+    map.insert(key, value, 0).ok()?;
+    map.get_ptr(key).map(drop)
+}
+
 /// What the programs at devices have at hand: more than fits a stack. One for packets that come in, one for those that
 /// go out.
 #[btf_map(name = "work")]

@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{Address, FragmentKey, Tuple};
 
 use crate::address::{is_v4, mapped};
-use crate::maps::FRAGMENTS;
+use crate::maps::{FRAGMENTS, remember};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -270,7 +270,7 @@ fn ports(ctx: &TcContext, header: &Header) -> Option<[u16; 2]> {
     let ports = ctx.load(header.l4 as usize).ok()?;
     if header.is_first {
         // The others go where they would have gone anyhow if that fails.
-        let _ = FRAGMENTS.insert(key, ports, 0);
+        let _ = remember(&FRAGMENTS, &key, &ports);
     }
     Some(ports)
 }

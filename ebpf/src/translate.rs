@@ -37,7 +37,7 @@ pub fn is_translated(ctx: &TcContext, packet: &Packet, direction: Direction) -> 
     there != 0 && there == mark(&packet.tuple, direction)
 }
 
-/// 16 bits that are not zero.
+/// 16 bits that are not zero. The highest one is the direction: what came in is never taken for what went out already.
 #[inline(always)]
 fn mark(tuple: &Tuple, direction: Direction) -> u32 {
     let node = SETTINGS
@@ -50,5 +50,5 @@ fn mark(tuple: &Tuple, direction: Direction) -> u32 {
             let mixed = (hash ^ word).wrapping_mul(MIX);
             mixed ^ mixed >> 32
         });
-    (hash as u32 & 0xffff).max(1)
+    (hash as u32 & 0x7fff).max(1) | (direction as u32) << 15
 }

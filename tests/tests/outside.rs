@@ -164,6 +164,34 @@ fn programs_that_are_removed_come_back() {
     translated.expect_service(&cluster.client, &cluster.node1.host);
 }
 
+/// The tables forget who was silent for longest; who talks is remembered.
+#[test]
+fn ten_thousand_connections_more_than_there_is_room_for_cost_no_connection_that_is_used() {
+    const ROOM: usize = 1_024;
+    let room = ROOM.to_string();
+    let mut translated = Translated::start(&["--connection-table-size", &room]);
+    translated.world.leave_without_rules();
+    let World { cluster, .. } = &translated.world;
+    let client = &cluster.client;
+    let called = called_at(translated.world.node());
+    let mut open: Vec<Conversation> = called
+        .iter()
+        .map(|to| Conversation::open(&client.netns, Protocol::Tcp, *to, PATIENCE).unwrap())
+        .collect();
+    let served_by: Vec<String> = open.iter_mut().map(|it| it.ask().unwrap().server).collect();
+    for _ in 0..(ROOM + 10_000).div_ceil(100) {
+        client.netns.enter(|| {
+            for _ in 0..100 {
+                drop(TcpStream::connect_timeout(&called[0], PATIENCE).unwrap());
+            }
+        });
+        for (conversation, server) in open.iter_mut().zip(&served_by) {
+            assert_eq!(&conversation.ask().unwrap().server, server);
+        }
+    }
+    translated.expect_service(client, &cluster.node1.host);
+}
+
 /// Datagrams in fragments, both ways.
 #[test]
 fn large_datagrams_reach_the_back_end_and_the_client() {
