@@ -10,6 +10,7 @@ use crate::agent::{Agent, nft, run_once};
 use crate::apiserver::{ApiServer, Options};
 use crate::cluster::{CLUSTER_CIDR, Cluster, Host};
 use crate::netns::Netns;
+use crate::sockets::Sockets;
 use crate::tables::Table;
 use crate::world::PATIENCE;
 
@@ -23,6 +24,8 @@ pub struct Live {
     pub cluster: Cluster,
     /// The API server.
     pub server: ApiServer,
+    /// The cgroup and the pins of agents with `--backend ebpf`; none: they have rules only.
+    pub programs: Option<Sockets>,
     kubeconfig: String,
     _directory: TempDir,
 }
@@ -45,6 +48,7 @@ impl Live {
         Self {
             cluster,
             server,
+            programs: None,
             kubeconfig: path.to_str().expect("the path is UTF-8").to_owned(),
             _directory: directory,
         }
@@ -56,19 +60,18 @@ impl Live {
     }
 
     /// The flags of an agent here.
-    pub fn args(&self) -> [&str; 7] {
-        let kubeconfig = self.kubeconfig.as_str();
-        let args = ["-v4", "--hostname-override", "node-1", "--kubeconfig"];
-        let [v, flag, node, config] = args;
-        [
-            v,
-            flag,
-            node,
-            config,
-            kubeconfig,
+    pub fn args(&self) -> Vec<&str> {
+        let args = [
+            "-v4",
+            "--hostname-override",
+            "node-1",
+            "--kubeconfig",
+            &self.kubeconfig,
             "--cluster-cidr",
             CLUSTER_CIDR,
-        ]
+        ];
+        let programs = self.programs.iter().flat_map(Sockets::args);
+        args.into_iter().chain(programs).collect()
     }
 
     /// Starts an agent, and waits until it is in sync.

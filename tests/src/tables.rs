@@ -44,8 +44,10 @@ impl Table {
             elements: BTreeMap::new(),
         };
         for block in text.split("\n\t}") {
-            let Some((head, body)) = block.split_once(" {\n\t\t") else {
-                continue;
+            // A chain without rules has no lines.
+            let (head, body) = match block.split_once(" {\n\t\t") {
+                Some(parts) => parts,
+                None => (block.trim_end_matches(" {"), ""),
             };
             let head = head.rsplit('\n').next().unwrap_or_default().trim();
             match head.split_once(' ') {

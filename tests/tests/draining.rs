@@ -11,9 +11,9 @@ use std::process::Child;
 use std::thread;
 
 use nix::sys::signal::Signal;
-use proxyd::dataplane::ebpf::Places;
 use proxyd::dataplane::ebpf::maglev::TableSize;
 use proxyd::dataplane::ebpf::peers::Peers;
+use proxyd::dataplane::ebpf::{CONNECTIONS, Places};
 use proxyd::model::{Frontend, Protocol as OfFrontend};
 use proxyd::plan::{Backend, Flows};
 use proxyd_tests::cluster::{Cluster, Host, Pod};
@@ -126,6 +126,7 @@ impl Balanced {
             devices: Vec::new(),
             tcx: true,
             table_size: TableSize::DEFAULT,
+            connections: CONNECTIONS,
         };
         let peers = Peers::open(&places, &flows).unwrap();
         peers.stale(&flows).unwrap().len()

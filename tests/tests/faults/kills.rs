@@ -13,6 +13,7 @@ use proxyd_tests::live::Live;
 use proxyd_tests::load::{Load, syns_sent_again};
 use proxyd_tests::model::Model;
 use proxyd_tests::random::{Random, from_environment};
+use proxyd_tests::sockets::Sockets;
 use proxyd_tests::tables::Table;
 use proxyd_tests::traffic::{Conversation, Protocol};
 use proxyd_tests::wait::{eventually, poll};
@@ -20,6 +21,7 @@ use proxyd_tests::world::{PATIENCE, http};
 use proxyd_tests::written::{Count, Written};
 
 use crate::http_at;
+use crate::maps::expect_planned_maps;
 
 /// How often the agent is killed, if the environment says nothing else.
 const KILLS: u64 = 100;
@@ -78,15 +80,25 @@ fn difference(before: &[Table; 2], after: &[Table; 2]) -> Count {
 
 #[test]
 fn a_hundred_kills_in_the_middle_of_churn_cost_no_connection_and_no_needless_write() {
+    kill_again_and_again(KILLS, false);
+}
+
+#[test]
+fn fifty_kills_of_an_agent_with_programs_cost_no_connection_and_no_needless_write() {
+    kill_again_and_again(KILLS / 2, true);
+}
+
+fn kill_again_and_again(kills: u64, has_programs: bool) {
     let seed = from_environment("PROXYD_KILLS_SEED", 4);
-    let kills = from_environment("PROXYD_KILLS", KILLS);
+    let kills = from_environment("PROXYD_KILLS", kills);
     println!("PROXYD_KILLS_SEED={seed} PROXYD_KILLS={kills}");
     let mut random = Random::new(seed);
     let cluster = Cluster::new();
     let asker = cluster.node1.pod("asker");
     let here = cluster.node1.pod("here").serving(8080);
     let there = cluster.node2.pod("there").serving(8080);
-    let live = Live::new(cluster, Options::default());
+    let mut live = Live::new(cluster, Options::default());
+    live.programs = has_programs.then(|| Sockets::of(&[&asker.host.netns]));
     for object in http(
         "steady",
         "10.96.200.1",
@@ -119,6 +131,9 @@ fn a_hundred_kills_in_the_middle_of_churn_cost_no_connection_and_no_needless_wri
         agent = live.start_in_sync();
         let differences = model.differences(&live, &["10.96.200."]);
         assert!(differences.is_empty(), "kill {kill}: {differences:#?}");
+        if let Some(programs) = &live.programs {
+            expect_planned_maps(&live, programs);
+        }
         let count = written.take().unwrap();
         let needed = difference(&before, &live.tables());
         assert_eq!(count, needed, "kill {kill}: written, and needed");

@@ -9,6 +9,7 @@
 mod churn;
 mod clocks;
 mod kills;
+mod maps;
 mod refusals;
 mod rollout;
 

@@ -1,14 +1,17 @@
-//! What the kernel holds: single elements of nftables maps, looked up over netlink.
+//! What the kernel holds: single elements of nftables maps, looked up over netlink, or entries of BPF maps.
 //!
 //! A lookup costs microseconds, whatever the size of the map, takes no lock that a transaction waits for
 //! (`NFT_MSG_GETSETELEM` runs under RCU), and asks both proxies the same: each has a map from ClusterIP, protocol and
 //! port of a Service that has endpoints to the chain that balances. proxyd has one of single endpoints too.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{HashMap, Map, MapData, MapError};
 use netlink_packet_core::{NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
+use proxyd_ebpf_common as bpf;
 use proxyd_tests::netns::Netns;
 
 // Defined in Linux: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h
@@ -39,6 +42,8 @@ const ENDPOINTS: (&str, &str) = ("proxyd", "endpoints");
 pub(super) struct Kernel {
     socket: Socket,
     map: (&'static str, &'static str),
+    /// The endpoints that programs know, if they are looked for there.
+    backends: Option<HashMap<MapData, bpf::BackendKey, bpf::Destination>>,
 }
 
 impl Kernel {
@@ -55,6 +60,7 @@ impl Kernel {
         let mut kernel = Self {
             socket,
             map: MAPS[0],
+            backends: None,
         };
         for map in MAPS {
             kernel.map = map;
@@ -70,8 +76,47 @@ impl Kernel {
         Ok(self.look_up(self.map, &key(cluster_ip))?.is_some())
     }
 
-    /// The endpoint with this index of the Service at port 80 of a ClusterIP, in proxyd's rules.
+    /// Looks for endpoints in the maps of programs that are pinned in a directory, rather than in the rules.
+    pub(super) fn look_into(&mut self, pins: &Path) -> Result<()> {
+        let entries = std::fs::read_dir(pins)?.flatten();
+        let mut paths = entries.map(|entry| entry.path().join("backends"));
+        let path = paths.find(|path| path.exists());
+        let map = MapData::from_pin(path.context("no program has a map of endpoints")?)?;
+        self.backends = Some(Map::from_map_data(map)?.try_into()?);
+        Ok(())
+    }
+
+    /// Whether a Service has an endpoint, with any of so many indexes.
+    pub(super) fn has_endpoint(
+        &self,
+        cluster_ip: Ipv4Addr,
+        count: usize,
+        endpoint: Ipv4Addr,
+    ) -> Result<bool> {
+        for index in 0..u16::try_from(count)? {
+            if self.endpoint(cluster_ip, index)? == Some(endpoint) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The endpoint with this index of the Service at port 80 of a ClusterIP.
     pub(super) fn endpoint(&self, cluster_ip: Ipv4Addr, index: u16) -> Result<Option<Ipv4Addr>> {
+        if let Some(backends) = &self.backends {
+            let frontend = bpf::FrontendKey {
+                address: bpf::Address(cluster_ip.to_ipv6_mapped().octets()),
+                port: 80_u16.to_be(),
+                protocol: IPPROTO_TCP,
+                kind: bpf::AT_ADDRESS,
+            };
+            let index = index.into();
+            return match backends.get(&bpf::BackendKey { frontend, index }, 0) {
+                Ok(backend) => Ok(Ipv6Addr::from(backend.address.0).to_ipv4_mapped()),
+                Err(MapError::KeyNotFound) => Ok(None),
+                Err(error) => Err(error.into()),
+            };
+        }
         let mut key = key(cluster_ip);
         key.extend(u32::from(index).to_ne_bytes());
         let Some(answer) = self.look_up(ENDPOINTS, &key)? else {

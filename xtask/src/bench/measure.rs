@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use proxyd_tests::generation::Generation;
 use proxyd_tests::netns::Netns;
+use proxyd_tests::sockets::Sockets;
 
 use super::cluster::Cluster;
 use super::kernel::Kernel;
@@ -48,6 +49,8 @@ pub(super) struct Amounts {
     pub(super) churn: usize,
     /// Whether others change the rules. A peer may take an hour to notice.
     pub(super) repairs: bool,
+    /// Whether programs balance, with rules beside them.
+    pub(super) by_programs: bool,
 }
 
 /// Measures a proxy.
@@ -62,19 +65,27 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
         let node = Netns::new().context("making a network namespace needs root")?;
         let kubeconfig = cluster.attach(&node, directory.path())?;
         let name = cluster.node().to_owned();
-        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name))?;
+        let programs = amounts.by_programs.then(|| Sockets::of(&[]));
+        let args: Vec<&str> = programs.iter().flat_map(Sockets::args).collect();
+        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name), &args)?;
         starts.push(proxy.start);
-        let kernel = in_sync(&node, cluster)?;
+        let kernel = in_sync(&node, cluster, programs.as_ref())?;
         resident.push(proxy.quiet_memory_mib()?);
         figures.peak_mib = figures.peak_mib.max(proxy.peak_memory_mib()?);
-        last = Some((proxy, kernel, kubeconfig, node));
+        last = Some((proxy, kernel, kubeconfig, node, programs));
     }
-    let (proxy, kernel, kubeconfig, node) = last.context("at least one round")?;
+    let (proxy, kernel, kubeconfig, node, programs) = last.context("at least one round")?;
     figures.start_ms = millis(percentile(&mut starts, 50));
     resident.sort_unstable_by(f64::total_cmp);
     figures.resident_mib = resident[resident.len() / 2];
     let generation = Generation::of(&node)?;
-    one_at_a_time(&proxy, cluster, &generation, amounts, &mut figures)?;
+    one_at_a_time(
+        &proxy,
+        cluster,
+        (&generation, &kernel),
+        amounts,
+        &mut figures,
+    )?;
     in_a_row(&proxy, &kernel, cluster, amounts, &mut figures)?;
     figures.resident_after_changes_mib = proxy.quiet_memory_mib()?;
     idle(&proxy, amounts.idle, &mut figures)?;
@@ -86,10 +97,11 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
     figures.peak_mib = figures.peak_mib.max(proxy.peak_memory_mib()?);
     proxy.end();
     let mut restarts = Vec::new();
+    let args: Vec<&str> = programs.iter().flat_map(Sockets::args).collect();
     for _ in 0..amounts.rounds {
         let before = generation.get()?;
         let name = cluster.node().to_owned();
-        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name))?;
+        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name), &args)?;
         restarts.push(proxy.start);
         proxy.wait_until_quiet()?;
         let written = generation.get()?.wrapping_sub(before);
@@ -101,8 +113,11 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
 }
 
 /// Makes sure that the proxy is in sync as it said, by looking some Services up.
-fn in_sync(node: &Netns, cluster: &Cluster) -> Result<Kernel> {
-    let kernel = Kernel::find(node, cluster.cluster_ip(0))?;
+fn in_sync(node: &Netns, cluster: &Cluster, programs: Option<&Sockets>) -> Result<Kernel> {
+    let mut kernel = Kernel::find(node, cluster.cluster_ip(0))?;
+    if let Some(programs) = programs {
+        kernel.look_into(programs.pins())?;
+    }
     let stride = cluster.len().div_ceil(SAMPLES);
     for number in (0..cluster.len()).rev().step_by(stride) {
         ensure!(
@@ -117,7 +132,7 @@ fn in_sync(node: &Netns, cluster: &Cluster) -> Result<Kernel> {
 fn one_at_a_time(
     proxy: &Proxy,
     cluster: &mut Cluster,
-    generation: &Generation,
+    (generation, kernel): (&Generation, &Kernel),
     amounts: &Amounts,
     figures: &mut Figures,
 ) -> Result<()> {
@@ -129,7 +144,7 @@ fn one_at_a_time(
         // A stride that is prime to the number of Services visits them all.
         let number = round * 7919 % cluster.len();
         let started = Instant::now();
-        cluster.replace_endpoint(number)?;
+        let [_, new] = cluster.replace_endpoint(number)?;
         let patience = CHANGE_PATIENCE.max(if amounts.settle.is_zero() {
             Duration::ZERO
         } else {
@@ -141,6 +156,13 @@ fn one_at_a_time(
                 "change {round} did not reach the kernel"
             );
             thread::sleep(POLL_INTERVAL);
+        }
+        if amounts.by_programs {
+            // Their maps are written after the rules.
+            let service = cluster.cluster_ip(number);
+            lag::wait_until(CHANGE_PATIENCE, || {
+                kernel.has_endpoint(service, cluster.endpoints(), new)
+            })?;
         }
         latencies.push(started.elapsed());
     }
@@ -276,7 +298,7 @@ mod tests {
     use proxyd_tests::apiserver::{ApiServer, Options};
     use serde_json::json;
 
-    fn check(cluster: &mut Cluster, marks: Marks) {
+    fn check(cluster: &mut Cluster, marks: Marks, by_programs: bool) {
         let amounts = Amounts {
             rounds: 2,
             changes: 3,
@@ -287,7 +309,8 @@ mod tests {
             seconds: 1,
             idle: Duration::from_millis(10),
             churn: 5,
-            repairs: true,
+            repairs: !by_programs,
+            by_programs,
         };
         let binary = proxyd_tests::agent::binary();
         let figures = measure(Path::new(&binary), cluster, &amounts).unwrap();
@@ -320,7 +343,10 @@ mod tests {
 
     #[test]
     fn proxy_is_measured_on_the_server_of_the_tests() {
-        check(&mut Cluster::make(SMALL, None).unwrap(), Marks::Endpoint);
+        for by_programs in [false, true] {
+            let mut cluster = Cluster::make(SMALL, None).unwrap();
+            check(&mut cluster, Marks::Endpoint, by_programs);
+        }
     }
 
     /// The tests' server stands for a real one.
@@ -335,6 +361,6 @@ mod tests {
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(kubeconfig.path(), server.kubeconfig()).unwrap();
         let mut cluster = Cluster::make(SMALL, Some(kubeconfig.path())).unwrap();
-        check(&mut cluster, Marks::Service);
+        check(&mut cluster, Marks::Service, false);
     }
 }

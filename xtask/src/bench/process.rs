@@ -49,6 +49,7 @@ impl Proxy {
         binary: &Path,
         netns: &Netns,
         (kubeconfig, node): (&Path, &str),
+        more: &[&str],
     ) -> Result<Self> {
         let health = SocketAddr::from((Ipv4Addr::LOCALHOST, 10256));
         let args = [
@@ -63,6 +64,7 @@ impl Proxy {
             "--kubeconfig",
             path(kubeconfig)?,
         ];
+        let args = [&args[..], more].concat();
         let started = Instant::now();
         let mut agent = Agent::start_binary(path(binary)?, netns, &args);
         let is_healthy =

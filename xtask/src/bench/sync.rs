@@ -75,6 +75,10 @@ pub(super) struct Args {
     /// A kube-proxy that does the same work, in mode nftables.
     #[arg(long, value_name = "PROGRAM")]
     peer: Option<PathBuf>,
+
+    /// Has proxyd itself do the same work again, with --backend ebpf.
+    #[arg(long, conflicts_with = "peer")]
+    ebpf: bool,
 }
 
 /// Measures each cluster, prints a table for each, and writes the file.
@@ -121,13 +125,27 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
         idle: Duration::from_secs(args.idle.into()),
         churn: args.churn as usize,
         repairs: true,
+        by_programs: false,
     };
-    let of_peer = Amounts {
-        changes: args.peer_changes as usize,
-        settle: PEER_SETTLE,
-        repairs: false,
-        marks: Marks::Service,
-        ..amounts.clone()
+    let of_peer = if args.ebpf {
+        Amounts {
+            repairs: false,
+            by_programs: true,
+            ..amounts.clone()
+        }
+    } else {
+        Amounts {
+            changes: args.peer_changes as usize,
+            settle: PEER_SETTLE,
+            repairs: false,
+            marks: Marks::Service,
+            ..amounts.clone()
+        }
+    };
+    let peer = if args.ebpf { Some(binary) } else { peer };
+    let name = |peer: &Path| match peer.file_name() {
+        _ if args.ebpf => "proxyd --backend ebpf".to_owned(),
+        name => name.unwrap_or_default().to_string_lossy().into_owned(),
     };
     let figures = |binary: &Path, amounts: &Amounts| {
         println!("measuring {} with {workload} …", binary.display());
@@ -137,9 +155,7 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
     Ok(Results {
         cluster: workload,
         proxyd: figures(binary, &amounts)?,
-        peer_name: peer
-            .and_then(Path::file_name)
-            .map(|name| name.to_string_lossy().into_owned()),
+        peer_name: peer.map(name),
         peer: peer.map(|peer| figures(peer, &of_peer)).transpose()?,
         dry_run: match args.kubeconfig {
             Some(_) => None,

@@ -46,7 +46,7 @@ pub(super) struct Args {
     json: Option<PathBuf>,
 }
 
-/// One way of the traffic: from the client of a station to an address.
+/// One way of the traffic: from a client of a station to an address.
 struct Path<'a> {
     station: &'a Station,
     label: Label,
@@ -57,7 +57,17 @@ struct Path<'a> {
 struct Label {
     /// The proxy's name, if there is one, and its number of Services.
     proxy: Option<(String, u32)>,
+    from: Caller,
     to: To,
+}
+
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// The client pod.
+    Client,
+    /// The server pod itself: by its loopback device, where nothing sends it elsewhere.
+    Server,
 }
 
 /// Whose address the client calls.
@@ -87,11 +97,13 @@ pub(super) fn run(args: &Args, binary: &FilePath) -> Result<()> {
             Some(_) => &[To::Pod, To::Service],
             None => &[To::Pod],
         };
-        paths.extend(ways.iter().map(|to| {
-            let proxy = station.proxy.clone();
-            let label = Label { proxy, to: *to };
-            Path { station, label }
-        }));
+        for from in station.clients() {
+            paths.extend(ways.iter().map(|to| {
+                let (proxy, from, to) = (station.proxy.clone(), *from, *to);
+                let label = Label { proxy, from, to };
+                Path { station, label }
+            }));
+        }
     }
     let rounds = rounds(&paths, args.rounds)?;
     let labels = paths.into_iter().map(|path| path.label).collect();
@@ -144,7 +156,7 @@ fn round(paths: &[Path<'_>], from_end: bool) -> Result<Vec<Figures>> {
         for index in &order {
             let path = &paths[*index];
             path.station
-                .load(*load, path.label.to, &mut figures[*index])
+                .load(*load, &path.label, &mut figures[*index])
                 .with_context(|| format!("{load:?} by {}", path.label))?;
         }
     }

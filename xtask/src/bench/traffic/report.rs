@@ -7,7 +7,7 @@ use std::fmt;
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value, json};
 
-use super::{Figure, Figures, Label, To};
+use super::{Caller, Figure, Figures, Label, To};
 
 /// What the rounds came to.
 pub(super) struct Report {
@@ -69,7 +69,10 @@ impl Report {
     fn service_to_pod(&self) -> Vec<Comparison> {
         let services = self.indexes(|path| path.to == To::Service);
         let beside = |of: usize| {
-            let is_beside = |path: &Label| path.to == To::Pod && path.proxy == self.paths[of].proxy;
+            let service = &self.paths[of];
+            let is_beside = |path: &Label| {
+                path.to == To::Pod && path.proxy == service.proxy && path.from == service.from
+            };
             self.indexes(is_beside)
                 .first()
                 .map(|to| Comparison { of, to: *to })
@@ -80,7 +83,7 @@ impl Report {
     /// Everything, compared with the way to the pod where there are no rules.
     fn to_no_rules(&self) -> Vec<Comparison> {
         let bare = self.indexes(|path| path.proxy.is_none());
-        let others = self.indexes(|path| path.proxy.is_some());
+        let others = self.indexes(|path| path.proxy.is_some() && path.from == Caller::Client);
         let compare = |to: &usize| {
             others
                 .iter()
@@ -99,7 +102,9 @@ impl Report {
             };
             let alike = self.indexes(|other| {
                 let proxy = other.proxy.as_ref();
-                other.to == path.to && proxy.is_some_and(|(other, _)| other == name)
+                other.to == path.to
+                    && other.from == path.from
+                    && proxy.is_some_and(|(other, _)| other == name)
             });
             let services_of = |index: &usize| self.paths[*index].proxy.as_ref().map_or(0, |p| p.1);
             let fewest = alike.iter().copied().min_by_key(services_of);
@@ -130,6 +135,7 @@ impl Report {
                 To::Pod => "pod",
                 To::Service => "service",
             },
+            "loopback": path.from == Caller::Server,
         })
     }
 
@@ -185,6 +191,9 @@ impl fmt::Display for Label {
             Some((name, services)) => write!(f, "{name}, {services}: ")?,
             None => f.write_str("no rules: ")?,
         }
+        if self.from == Caller::Server {
+            f.write_str("loopback, ")?;
+        }
         f.write_str(match self.to {
             To::Pod => "pod",
             To::Service => "Service",
@@ -228,6 +237,7 @@ mod tests {
     fn report() -> Report {
         let path = |services: Option<u32>, to| Label {
             proxy: services.map(|services| ("proxyd".to_owned(), services)),
+            from: Caller::Client,
             to,
         };
         let paths = vec![

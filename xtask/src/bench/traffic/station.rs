@@ -20,9 +20,9 @@ use tempfile::TempDir;
 
 use super::super::path as utf8;
 use super::super::workload::Workload;
-use super::To;
 use super::load::{self, Figures, Load};
 use super::server::{self, Port};
+use super::{Caller, Label, To};
 
 /// The first of the server's ports, and the first of the Service's: every packet has its port translated too.
 const SERVER_PORT: u16 = 8080;
@@ -105,6 +105,7 @@ pub(super) struct Station {
     /// The proxy's name, if there is one, and its number of Services.
     pub(super) proxy: Option<(String, u32)>,
     cluster_ip: IpAddr,
+    balances_sockets: bool,
     client: Pod,
     server: Pod,
     // In this order: the proxy ends first.
@@ -125,6 +126,7 @@ impl Station {
         Ok(Self {
             proxy: None,
             cluster_ip: server.host.v4,
+            balances_sockets: false,
             client,
             server,
             _agent: None,
@@ -176,7 +178,11 @@ impl Station {
         ];
         let sockets = match proxy.by {
             By::Rules => None,
-            By::Sockets => Some(Sockets::of(&[&station.client.host.netns])),
+            By::Sockets => {
+                station.balances_sockets = true;
+                let pods = [&station.client, &station.server];
+                Some(Sockets::of(&pods.map(|pod| &pod.host.netns)))
+            }
             By::Devices => Some(Sockets::of(&[])),
         };
         let programs = sockets.iter().flat_map(Sockets::args);
@@ -229,13 +235,26 @@ impl Station {
         Ok(())
     }
 
+    /// Who calls here. Only where sockets are balanced does what the server pod calls stay in it.
+    pub(super) fn clients(&self) -> &[Caller] {
+        if self.balances_sockets {
+            &[Caller::Client, Caller::Server]
+        } else {
+            &[Caller::Client]
+        }
+    }
+
     /// Puts a load on the way to an address, and notes its figures.
-    pub(super) fn load(&self, load: Load, to: To, figures: &mut Figures) -> Result<()> {
-        let (ip, port) = match to {
+    pub(super) fn load(&self, load: Load, way: &Label, figures: &mut Figures) -> Result<()> {
+        let (ip, port) = match way.to {
             To::Pod => (self.server.host.v4, SERVER_PORT),
             To::Service => (self.cluster_ip, SERVICE_PORT),
         };
-        self.client.enter(|| load::run(load, ip, port, figures))
+        let client = match way.from {
+            Caller::Client => &self.client,
+            Caller::Server => &self.server,
+        };
+        client.enter(|| load::run(load, ip, port, figures))
     }
 }
 

@@ -1,0 +1,99 @@
+//! What the maps of the programs hold, compared with what a dry run says of them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use aya::Pod;
+use aya::maps::{HashMap, Map, MapData};
+use proxyd_ebpf_common as bpf;
+use proxyd_tests::agent::run_once;
+use proxyd_tests::live::Live;
+use proxyd_tests::sockets::Sockets;
+use serde_json::Value;
+
+/// The back ends of front ends: those on all nodes, and those on this one. Their places are left out: they tell of the past.
+type Content = BTreeMap<String, [Vec<SocketAddr>; 2]>;
+
+/// Makes sure that the programs know what a dry run comes to.
+#[track_caller]
+pub(crate) fn expect_planned_maps(live: &Live, programs: &Sockets) {
+    let (there, planned) = (there(programs), planned(live));
+    assert!(!planned.is_empty());
+    assert_eq!(there, planned);
+}
+
+fn there(programs: &Sockets) -> Content {
+    let frontends = open::<bpf::FrontendKey, bpf::Frontend>(programs, "frontends");
+    let backends = open::<bpf::BackendKey, bpf::Destination>(programs, "backends");
+    let mut content = Content::new();
+    for (key, frontend) in frontends.iter().map(Result::unwrap) {
+        let at = match key.kind {
+            bpf::NODE_PORT_V4 => "IPv4".to_owned(),
+            bpf::NODE_PORT_V6 => "IPv6".to_owned(),
+            _ => ip(key.address).to_string(),
+        };
+        let protocol = match key.protocol {
+            6 => "tcp",
+            _ => "udp",
+        };
+        let lists = [(0, frontend.count), (bpf::FIRST_LOCAL, frontend.local)];
+        let lists = lists.map(|(first, count)| {
+            let indexes = first..first + count;
+            let list = indexes.map(|index| {
+                let frontend = key;
+                let to = backends.get(&bpf::BackendKey { frontend, index }, 0);
+                let to = to.unwrap();
+                SocketAddr::new(ip(to.address), u16::from_be(to.port))
+            });
+            sorted(list.collect())
+        });
+        let port = u16::from_be(key.port);
+        content.insert(format!("{at} {port} {protocol}"), lists);
+    }
+    let places: usize = content.values().flatten().map(Vec::len).sum();
+    assert_eq!(backends.keys().count(), places, "back ends of nobody");
+    content
+}
+
+fn planned(live: &Live) -> Content {
+    let dry_run = [&live.args()[..], &["--dry-run", "-o", "json"]].concat();
+    let dry_run = run_once(live.node(), &dry_run);
+    let document: Value = serde_json::from_slice(&dry_run.stdout).unwrap();
+    let mut content = Content::new();
+    for family in document["families"].as_array().unwrap() {
+        for frontend in family["frontends"].as_array().unwrap() {
+            let text = |field: &str| frontend[field].as_str();
+            let at = text("address").or(family["family"].as_str()).unwrap();
+            let port = frontend["port"].as_u64().or(frontend["nodePort"].as_u64());
+            let mut lists = [Vec::new(), Vec::new()];
+            for backend in frontend["backends"].as_array().unwrap() {
+                let ip: IpAddr = backend["address"].as_str().unwrap().parse().unwrap();
+                let port = u16::try_from(backend["port"].as_u64().unwrap()).unwrap();
+                let is_local = backend["index"].as_u64().unwrap() >= bpf::FIRST_LOCAL.into();
+                lists[usize::from(is_local)].push(SocketAddr::new(ip, port));
+            }
+            let protocol = text("protocol").unwrap();
+            let key = format!("{at} {} {protocol}", port.unwrap());
+            content.insert(key, lists.map(sorted));
+        }
+    }
+    content
+}
+
+fn sorted(mut list: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    list.sort_unstable();
+    list
+}
+
+fn ip(address: bpf::Address) -> IpAddr {
+    Ipv6Addr::from(address.0).to_canonical()
+}
+
+fn open<K: Pod, V: Pod>(programs: &Sockets, name: &str) -> HashMap<MapData, K, V> {
+    let entries = fs::read_dir(programs.pins()).unwrap();
+    let mut paths = entries.map(|entry| entry.unwrap().path().join(name));
+    let path = paths.find(|path| path.exists()).unwrap();
+    let map = Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
+    map.try_into().unwrap()
+}
