@@ -22,5 +22,6 @@ mod hostile;
 mod lifetimes;
 mod node;
 mod packets;
+mod ports;
 mod random;
 mod services;
