@@ -222,7 +222,7 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
         }
         chosen = spare;
         key.destination_port = chosen;
-        forget_masqueraded(key);
+        forget_masqueraded(key, &flow.to);
     }
     key.destination_port = chosen;
     remember(&INGRESS_FLOWS, key, flow)?;
@@ -238,11 +238,14 @@ fn is_spare(flow: &Flow, now: u64) -> bool {
         && now.saturating_sub(flow.used_at) >= SPARE_AFTER
 }
 
-/// Forgets a masqueraded connection that is known by its answers.
+/// Forgets a masqueraded connection that is known by its answers, if it is not an earlier one of the same client and port.
 #[inline(always)]
-fn forget_masqueraded(answers: &Tuple) -> Option<()> {
+fn forget_masqueraded(answers: &Tuple, own: &Tuple) -> Option<()> {
     // SAFETY: it is copied at once.
     let to_client = unsafe { INGRESS_FLOWS.get(answers)? }.to;
+    if same_tuple(&to_client, own) {
+        return None;
+    }
     let _ = EGRESS_FLOWS.remove(to_client.reversed());
     // SAFETY: it is copied at once.
     let called = unsafe { EGRESS_FLOWS.get(to_client)? }.to.reversed();
