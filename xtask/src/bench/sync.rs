@@ -142,10 +142,11 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
             ..amounts.clone()
         }
     };
-    let peer = if args.ebpf { Some(binary) } else { peer };
-    let name = |peer: &Path| match peer.file_name() {
-        _ if args.ebpf => "proxyd --backend ebpf".to_owned(),
-        name => name.unwrap_or_default().to_string_lossy().into_owned(),
+    let (peer, peer_name) = if args.ebpf {
+        (Some(binary), Some("proxyd --backend ebpf".to_owned()))
+    } else {
+        let name = peer.and_then(Path::file_name);
+        (peer, name.map(|name| name.to_string_lossy().into_owned()))
     };
     let figures = |binary: &Path, amounts: &Amounts| {
         println!("measuring {} with {workload} …", binary.display());
@@ -155,7 +156,7 @@ fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) 
     Ok(Results {
         cluster: workload,
         proxyd: figures(binary, &amounts)?,
-        peer_name: peer.map(name),
+        peer_name,
         peer: peer.map(|peer| figures(peer, &of_peer)).transpose()?,
         dry_run: match args.kubeconfig {
             Some(_) => None,
