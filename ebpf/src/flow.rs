@@ -199,7 +199,7 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
     key.destination = *node;
     let (first, count) = MASQUERADE_PORTS;
     let start = random(count);
-    let (mut chosen, mut spare) = (0, 0);
+    let (mut is_free, mut spare) = (false, 0);
     for number in 0..MASQUERADE_TRIES {
         let port = (first + (start + number) % count).to_be();
         key.destination_port = port;
@@ -211,20 +211,18 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
                 }
             }
             _ => {
-                chosen = port;
+                is_free = true;
                 break;
             }
         }
     }
-    if chosen == 0 {
+    if !is_free {
         if spare == 0 {
             return None;
         }
-        chosen = spare;
-        key.destination_port = chosen;
+        key.destination_port = spare;
         forget_masqueraded(key, &flow.to);
     }
-    key.destination_port = chosen;
     remember(&INGRESS_FLOWS, key, flow)?;
     pending.to = key.reversed();
     pending.state = NEW;

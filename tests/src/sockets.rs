@@ -85,6 +85,17 @@ impl Sockets {
         ]
     }
 
+    /// Where a map of the programs is pinned.
+    ///
+    /// # Panics
+    /// If no agent has made it.
+    pub fn map(&self, name: &str) -> PathBuf {
+        let entries = fs::read_dir(&self.pins).expect("an agent has pinned something");
+        let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path().join(name)));
+        let path = paths.find(|path| path.exists());
+        path.expect("an agent has pinned its maps")
+    }
+
     /// Where programs and maps are pinned.
     pub fn pins(&self) -> &Path {
         &self.pins

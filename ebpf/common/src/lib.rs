@@ -203,6 +203,41 @@ pub struct Settings {
 
 #[cfg(feature = "user")]
 mod user {
+    use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+    use super::{Address, Destination};
+
+    impl From<IpAddr> for Address {
+        fn from(ip: IpAddr) -> Self {
+            Self(match ip {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+                IpAddr::V6(ip) => ip.octets(),
+            })
+        }
+    }
+
+    impl From<Address> for IpAddr {
+        fn from(address: Address) -> Self {
+            Ipv6Addr::from(address.0).to_canonical()
+        }
+    }
+
+    impl From<SocketAddr> for Destination {
+        fn from(to: SocketAddr) -> Self {
+            Self {
+                address: to.ip().into(),
+                port: to.port().to_be(),
+                padding: 0,
+            }
+        }
+    }
+
+    impl From<Destination> for SocketAddr {
+        fn from(to: Destination) -> Self {
+            Self::new(to.address.into(), u16::from_be(to.port))
+        }
+    }
+
     macro_rules! plain_bytes {
         ($($name:ident),*) => {
             $(

@@ -1,8 +1,7 @@
 //! What the maps of the programs hold, compared with what a dry run says of them.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use aya::Pod;
 use aya::maps::{HashMap, Map, MapData};
@@ -31,7 +30,7 @@ fn there(programs: &Sockets) -> Content {
         let at = match key.kind {
             bpf::NODE_PORT_V4 => "IPv4".to_owned(),
             bpf::NODE_PORT_V6 => "IPv6".to_owned(),
-            _ => ip(key.address).to_string(),
+            _ => IpAddr::from(key.address).to_string(),
         };
         let protocol = match key.protocol {
             6 => "tcp",
@@ -43,8 +42,7 @@ fn there(programs: &Sockets) -> Content {
             let list = indexes.map(|index| {
                 let frontend = key;
                 let to = backends.get(&bpf::BackendKey { frontend, index }, 0);
-                let to = to.unwrap();
-                SocketAddr::new(ip(to.address), u16::from_be(to.port))
+                to.unwrap().into()
             });
             sorted(list.collect())
         });
@@ -86,14 +84,8 @@ fn sorted(mut list: Vec<SocketAddr>) -> Vec<SocketAddr> {
     list
 }
 
-fn ip(address: bpf::Address) -> IpAddr {
-    Ipv6Addr::from(address.0).to_canonical()
-}
-
 fn open<K: Pod, V: Pod>(programs: &Sockets, name: &str) -> HashMap<MapData, K, V> {
-    let entries = fs::read_dir(programs.pins()).unwrap();
-    let mut paths = entries.map(|entry| entry.unwrap().path().join(name));
-    let path = paths.find(|path| path.exists()).unwrap();
+    let path = programs.map(name);
     let map = Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
     map.try_into().unwrap()
 }

@@ -236,7 +236,7 @@ impl Node {
     /// The key of a front end at an address.
     pub(crate) fn key(&self, at: SocketAddr) -> bpf::FrontendKey {
         bpf::FrontendKey {
-            address: address(at.ip()),
+            address: at.ip().into(),
             port: at.port().to_be(),
             protocol: self.kind.number(),
             kind: bpf::AT_ADDRESS,
@@ -279,7 +279,7 @@ impl Node {
             (bpf::FIRST_LOCAL, &frontend.local, bpf::HERE),
         ] {
             for (index, backend) in (first..).zip(list) {
-                let backend = destination(*backend);
+                let backend = bpf::Destination::from(*backend);
                 let frontend = key;
                 let at = bpf::BackendKey { frontend, index };
                 self.map("backends").insert(at, backend, 0).unwrap();
@@ -295,7 +295,7 @@ impl Node {
     pub(crate) fn allows(&mut self, frontend: bpf::FrontendKey, network: IpNet) {
         let key = bpf::AllowedKey {
             frontend,
-            source: address(network.network()),
+            source: network.network().into(),
         };
         let bits = 8 * 20 + 128 - u32::from(network.max_prefix_len() - network.prefix_len());
         self.networks("allowed")
@@ -306,7 +306,7 @@ impl Node {
     /// Has pods in a network.
     pub(crate) fn has_pods_in(&mut self, network: IpNet) {
         let key = bpf::NetworkKey {
-            address: address(network.network()),
+            address: network.network().into(),
         };
         let bits = 128 - u32::from(network.max_prefix_len() - network.prefix_len());
         self.networks("pod_networks")
@@ -317,7 +317,7 @@ impl Node {
     /// Has NodePorts at an address.
     pub(crate) fn has_node_ports_at(&mut self, ip: IpAddr, who: bpf::WhoMayCall) {
         let mut map = self.map::<bpf::Address, bpf::WhoMayCall>("node_addresses");
-        map.insert(address(ip), who, 0).unwrap();
+        map.insert(bpf::Address::from(ip), who, 0).unwrap();
     }
 
     /// Whether it is known who is a pod.
@@ -335,7 +335,7 @@ impl Node {
     pub(crate) fn has_device(&mut self, index: u32, host: Option<u16>, has_pods: bool) {
         let own = |is_v4| {
             let of = Kind { is_v4, ..self.kind };
-            host.map_or(bpf::Address::NONE, |host| address(of.ip(host)))
+            host.map_or(bpf::Address::NONE, |host| of.ip(host).into())
         };
         let device = bpf::Device {
             v4: own(true),
@@ -456,19 +456,4 @@ fn load() -> Ebpf {
         program.load().unwrap();
     }
     loaded
-}
-
-fn address(ip: IpAddr) -> bpf::Address {
-    bpf::Address(match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    })
-}
-
-fn destination(at: SocketAddr) -> bpf::Destination {
-    bpf::Destination {
-        address: address(at.ip()),
-        port: at.port().to_be(),
-        padding: 0,
-    }
 }

@@ -4,8 +4,7 @@
 //! (`NFT_MSG_GETSETELEM` runs under RCU), and asks both proxies the same: each has a map from ClusterIP, protocol and
 //! port of a Service that has endpoints to the chain that balances. proxyd has one of single endpoints too.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::Path;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -13,6 +12,7 @@ use netlink_packet_core::{NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_REQUEST, NLMSG_ERRO
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use proxyd_ebpf_common as bpf;
 use proxyd_tests::netns::Netns;
+use proxyd_tests::sockets::Sockets;
 
 // Defined in Linux: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h
 const NFT_MSG_NEWSETELEM: u16 = 0x0a0c;
@@ -76,12 +76,9 @@ impl Kernel {
         Ok(self.look_up(self.map, &key(cluster_ip))?.is_some())
     }
 
-    /// Looks for endpoints in the maps of programs that are pinned in a directory, rather than in the rules.
-    pub(super) fn look_into(&mut self, pins: &Path) -> Result<()> {
-        let entries = std::fs::read_dir(pins)?.flatten();
-        let mut paths = entries.map(|entry| entry.path().join("backends"));
-        let path = paths.find(|path| path.exists());
-        let map = MapData::from_pin(path.context("no program has a map of endpoints")?)?;
+    /// Looks for endpoints in the maps of programs, rather than in the rules.
+    pub(super) fn look_into(&mut self, programs: &Sockets) -> Result<()> {
+        let map = MapData::from_pin(programs.map("backends"))?;
         self.backends = Some(Map::from_map_data(map)?.try_into()?);
         Ok(())
     }
@@ -105,14 +102,17 @@ impl Kernel {
     pub(super) fn endpoint(&self, cluster_ip: Ipv4Addr, index: u16) -> Result<Option<Ipv4Addr>> {
         if let Some(backends) = &self.backends {
             let frontend = bpf::FrontendKey {
-                address: bpf::Address(cluster_ip.to_ipv6_mapped().octets()),
+                address: IpAddr::V4(cluster_ip).into(),
                 port: 80_u16.to_be(),
                 protocol: IPPROTO_TCP,
                 kind: bpf::AT_ADDRESS,
             };
             let index = index.into();
             return match backends.get(&bpf::BackendKey { frontend, index }, 0) {
-                Ok(backend) => Ok(Ipv6Addr::from(backend.address.0).to_ipv4_mapped()),
+                Ok(backend) => match backend.address.into() {
+                    IpAddr::V4(ip) => Ok(Some(ip)),
+                    IpAddr::V6(ip) => bail!("{cluster_ip} leads to {ip}"),
+                },
                 Err(MapError::KeyNotFound) => Ok(None),
                 Err(error) => Err(error.into()),
             };

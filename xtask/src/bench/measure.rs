@@ -116,7 +116,7 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
 fn in_sync(node: &Netns, cluster: &Cluster, programs: Option<&Sockets>) -> Result<Kernel> {
     let mut kernel = Kernel::find(node, cluster.cluster_ip(0))?;
     if let Some(programs) = programs {
-        kernel.look_into(programs.pins())?;
+        kernel.look_into(programs)?;
     }
     let stride = cluster.len().div_ceil(SAMPLES);
     for number in (0..cluster.len()).rev().step_by(stride) {

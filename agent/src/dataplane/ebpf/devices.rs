@@ -8,7 +8,6 @@ use std::net::IpAddr;
 
 use proxyd_ebpf_common as bpf;
 
-use super::layout::address;
 use crate::model::{Device, Family, PerFamily};
 use crate::plan::Detector;
 
@@ -34,7 +33,8 @@ pub(super) struct Wanted {
 
 /// What the programs are told of the node itself.
 pub(super) fn of_node(devices: &[Device]) -> bpf::Device {
-    let main = |family| main_address(devices, family).map_or(bpf::Address::NONE, address);
+    let main =
+        |family| main_address(devices, family).map_or(bpf::Address::NONE, bpf::Address::from);
     bpf::Device {
         v4: main(Family::V4),
         v6: main(Family::V6),
@@ -48,7 +48,12 @@ impl Selection {
         let node = of_node(devices);
         let wanted = devices.iter().filter(|device| self.wants(device, devices));
         let wanted = wanted.map(|device| {
-            let own = |family, main| device.addresses.get(family).map_or(main, address);
+            let own = |family, main| {
+                device
+                    .addresses
+                    .get(family)
+                    .map_or(main, bpf::Address::from)
+            };
             let told = bpf::Device {
                 v4: own(Family::V4, node.v4),
                 v6: own(Family::V6, node.v6),
@@ -170,7 +175,7 @@ mod tests {
         let wanted = selection(&[], &Detector::None).of(&devices);
         let addresses: Vec<_> = wanted.values().map(|wanted| wanted.told.v4).collect();
         let expected = ["192.168.0.2", "192.168.0.2", "172.17.0.1"];
-        assert_eq!(addresses, expected.map(|text| address(ip(text))));
+        assert_eq!(addresses, expected.map(|text| bpf::Address::from(ip(text))));
         assert!(
             wanted
                 .values()

@@ -3,7 +3,7 @@
 //! Pure. What is not here (front ends that drop or refuse, and SCTP) is left to the rules of the network.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
@@ -55,7 +55,7 @@ impl Entries {
         for member in &held.members {
             match *member {
                 Member::NodePortAddress(ip) => {
-                    entries.node_addresses.insert(address(ip), bpf::ANYBODY);
+                    entries.node_addresses.insert(ip.into(), bpf::ANYBODY);
                 }
                 Member::PodNetwork(network) => {
                     entries.pod_networks.insert(network_key(network), ());
@@ -71,7 +71,7 @@ impl Entries {
             }
         }
         if family == Family::V4 && !entries.node_addresses.is_empty() {
-            let loopback = address(Ipv4Addr::LOCALHOST.into());
+            let loopback = IpAddr::from(Ipv4Addr::LOCALHOST).into();
             entries.node_addresses.insert(loopback, bpf::THE_NODE);
         }
         entries
@@ -210,14 +210,14 @@ pub(super) fn is_of(family: Family, key: &bpf::FrontendKey) -> bool {
 
 /// The family of an address.
 pub(super) fn family_of(address: &bpf::Address) -> Family {
-    Family::of(ip(*address))
+    Family::of((*address).into())
 }
 
 /// The key of a network. IPv4 addresses are mapped, so their prefixes are longer.
 fn network_key(network: IpNet) -> Prefix<bpf::NetworkKey> {
     Prefix {
         key: bpf::NetworkKey {
-            address: address(network.network()),
+            address: network.network().into(),
         },
         bits: u32::from(network.prefix_len()) + 128 - u32::from(network.max_prefix_len()),
     }
@@ -249,7 +249,7 @@ fn frontend_key(frontend: Frontend) -> Option<bpf::FrontendKey> {
         },
     };
     (protocol != Protocol::Sctp).then(|| bpf::FrontendKey {
-        address: ip.map_or(bpf::Address::NONE, address),
+        address: ip.map_or(bpf::Address::NONE, bpf::Address::from),
         port: port.get().to_be(),
         protocol: protocol.number(),
         kind,
@@ -257,32 +257,5 @@ fn frontend_key(frontend: Frontend) -> Option<bpf::FrontendKey> {
 }
 
 fn destination_of(backend: Backend) -> bpf::Destination {
-    destination(SocketAddr::new(backend.ip, backend.port.get()))
-}
-
-/// An address and a port as the maps have them.
-pub(super) fn destination(to: SocketAddr) -> bpf::Destination {
-    bpf::Destination {
-        address: address(to.ip()),
-        port: to.port().to_be(),
-        padding: 0,
-    }
-}
-
-/// And back.
-pub(super) fn socket_address(destination: &bpf::Destination) -> SocketAddr {
-    SocketAddr::new(ip(destination.address), u16::from_be(destination.port))
-}
-
-/// An address as the maps have it: IPv4 ones are mapped.
-pub(super) fn address(ip: IpAddr) -> bpf::Address {
-    bpf::Address(match ip {
-        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
-        IpAddr::V6(ip) => ip.octets(),
-    })
-}
-
-/// And back.
-pub(super) fn ip(address: bpf::Address) -> IpAddr {
-    Ipv6Addr::from(address.0).to_canonical()
+    SocketAddr::new(backend.ip, backend.port.get()).into()
 }

@@ -7,7 +7,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use proxyd_ebpf_common as bpf;
 
-use super::layout::{destination, socket_address};
 use crate::model::{Family, Protocol};
 use crate::plan::{Flow, Flows};
 
@@ -42,7 +41,7 @@ impl Peer {
         Self {
             protocol,
             cookie: key.socket,
-            backend: socket_address(&key.backend),
+            backend: key.backend.into(),
         }
     }
 
@@ -50,7 +49,7 @@ impl Peer {
     pub(super) fn key(&self) -> bpf::PeerKey {
         bpf::PeerKey {
             socket: self.cookie,
-            backend: destination(self.backend),
+            backend: self.backend.into(),
             padding: 0,
         }
     }
@@ -118,7 +117,7 @@ mod tests {
         for to in ["10.1.0.1:53", "[fd00:1::1]:53"] {
             let peer = peer(Protocol::Udp, to);
             assert_eq!(Peer::new(Protocol::Udp, &peer.key()), peer);
-            assert_eq!(socket_address(&peer.key().backend).to_string(), to);
+            assert_eq!(SocketAddr::from(peer.key().backend).to_string(), to);
         }
         let key = peer(Protocol::Udp, "10.1.0.1:53").key();
         assert_eq!(key.backend.address.0[10..], [0xff, 0xff, 10, 1, 0, 1]);

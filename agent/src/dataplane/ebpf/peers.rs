@@ -10,7 +10,6 @@ use aya::maps::{HashMap, MapData, MapError};
 use proxyd_ebpf_common as bpf;
 
 use super::super::DataplaneError;
-use super::layout::socket_address;
 use super::peer::{Called, Peer};
 use super::{Places, attach};
 use crate::model::Protocol;
@@ -47,7 +46,7 @@ impl Peers {
         for (protocol, map) in &self.0 {
             for entry in map.iter().take(MOST) {
                 let (key, called) = entry.map_err(unreadable)?;
-                let (peer, called) = (Peer::new(*protocol, &key), socket_address(&called));
+                let (peer, called) = (Peer::new(*protocol, &key), called.into());
                 if peer.is_stale(called, flows) {
                     stale.insert(peer, called);
                 }
@@ -64,7 +63,7 @@ impl Peers {
         let key = peer.key();
         for (_, map) in self.0.iter_mut().filter(|(of, _)| *of == peer.protocol) {
             let result = match map.get(&key, 0) {
-                Ok(now) if socket_address(&now) == called => map.remove(&key),
+                Ok(now) if SocketAddr::from(now) == called => map.remove(&key),
                 Ok(_) => Ok(()),
                 Err(error) => Err(error),
             };

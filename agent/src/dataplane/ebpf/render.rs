@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
 use serde::Serialize;
 
-use super::layout::{Entries, FRONTEND_BYTES, ip, socket_address};
+use super::layout::{Entries, FRONTEND_BYTES};
 use super::maglev::TableSize;
 use crate::diff::Held;
 use crate::model::{Family, Protocol};
@@ -96,7 +96,7 @@ impl Maps {
         let entries = Entries::of(family, held, size);
         let addresses = entries.node_addresses.iter();
         let addresses = addresses.map(|(address, who)| NodeAddress {
-            address: ip(*address),
+            address: (*address).into(),
             for_pods: *who != bpf::THE_NODE,
         });
         let frontends = entries.frontends.iter();
@@ -145,7 +145,7 @@ impl Frontend {
         };
         let backends = entries.backends.range(place(0)..=place(u32::MAX));
         let backends = backends.map(|(place, to)| {
-            let to = socket_address(to);
+            let to = SocketAddr::from(*to);
             Backend {
                 index: place.index,
                 address: to.ip(),
@@ -159,7 +159,7 @@ impl Frontend {
         Self {
             at: match key.kind {
                 bpf::AT_ADDRESS => At::Address {
-                    address: ip(key.address),
+                    address: key.address.into(),
                     port,
                 },
                 _ => At::NodePort { port },
@@ -222,7 +222,7 @@ fn sources(entries: &Entries, frontend: &bpf::FrontendKey) -> Vec<String> {
 
 /// A network, of so many bits of its mapped address.
 fn network(address: bpf::Address, bits: u32) -> String {
-    let address = ip(address);
+    let address = IpAddr::from(address);
     let unmapped = if address.is_ipv4() { bits - 96 } else { bits };
     let length = u8::try_from(unmapped).expect("a prefix is no longer than its address");
     IpNet::new_assert(address, length).to_string()
