@@ -5,6 +5,7 @@
 
 mod explain;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -116,16 +117,22 @@ fn as_text(
     }
     for family in Family::ALL {
         let tables = plan::tables(snapshot, settings.plan, family, &Scope::All);
-        let duty = match settings.backend {
-            Backend::Nftables => Duty::Balance,
-            Backend::Ebpf => ebpf::duty_for(&tables),
+        let (duty, by_rules) = match settings.backend {
+            Backend::Nftables => (Duty::Balance, Cow::Borrowed(&tables)),
+            Backend::Ebpf => ebpf::rules_beside(&tables),
         };
         let skeleton = Skeleton::with(duty, family, settings.skeleton);
         text += "\n";
-        text += &render::program(&skeleton, &diff(&Held::default(), &tables, &Scope::All));
+        text += &render::program(&skeleton, &diff(&Held::default(), &by_rules, &Scope::All));
         node_elements(&mut text, &skeleton, &tables);
         for service in snapshot.services() {
-            service_elements(&mut text, &skeleton, snapshot, &tables, service);
+            service_elements(
+                &mut text,
+                &skeleton,
+                snapshot,
+                [&tables, &by_rules],
+                service,
+            );
         }
         if settings.backend == Backend::Ebpf {
             text.push('\n');
@@ -203,12 +210,12 @@ fn node_elements(text: &mut String, skeleton: &Skeleton, tables: &Tables) {
     }
 }
 
-/// The elements of one Service, under its name.
+/// The elements of one Service, under its name: of all that is planned, those that rules hold.
 fn service_elements(
     text: &mut String,
     skeleton: &Skeleton,
     snapshot: &Snapshot,
-    tables: &Tables,
+    [tables, by_rules]: [&Tables; 2],
     service: &Service,
 ) {
     let claimed: BTreeSet<Frontend> = service
@@ -234,7 +241,7 @@ fn service_elements(
         };
         comment(text, &format!("  {frontend}: {outcome}"));
     }
-    let delta = diff(&Held::default(), &tables.part(&has), &Scope::All);
+    let delta = diff(&Held::default(), &by_rules.part(&has), &Scope::All);
     text.push_str(&render::add_elements(skeleton, &delta));
 }
 

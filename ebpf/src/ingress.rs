@@ -59,6 +59,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     let masqueraded = match begin_at_frontend(ctx, work) {
         Begins::Balanced { masqueraded } => masqueraded,
         Begins::Refused => return Some(SHOT),
+        Begins::ByRules => return None,
         Begins::Directly if answers_are_taken(work) => {
             // The client gets another port.
             work.member.frontend = NO_FRONTEND;
@@ -87,6 +88,8 @@ enum Begins {
     Balanced { masqueraded: bool },
     /// With a front end that has no back end for it.
     Refused,
+    /// With a front end whose back ends found no room here.
+    ByRules,
     /// Without a front end.
     Directly,
 }
@@ -103,7 +106,10 @@ fn begin_at_frontend(ctx: &TcContext, work: &mut Work) -> Begins {
     let is_pod = is_pod(ctx, &tuple.source);
     work.member.frontend = key;
     let Some(backend) = choose(work, &key, &frontend, is_pod) else {
-        return Begins::Refused;
+        return match list(&frontend, is_local(&frontend, is_pod)).count {
+            0 => Begins::Refused,
+            _ => Begins::ByRules,
+        };
     };
     work.member.backend = backend;
     let Packet { tuple, is_v4, .. } = &work.packet;
@@ -114,7 +120,7 @@ fn begin_at_frontend(ctx: &TcContext, work: &mut Work) -> Begins {
     }
 }
 
-/// The back end of a new connection; `None`: the policy allows none.
+/// The back end of a new connection; `None`: the policy allows none, or it is not there.
 #[inline(always)]
 fn choose(
     work: &mut Work,
@@ -124,7 +130,7 @@ fn choose(
 ) -> Option<Destination> {
     let Work { packet, client, .. } = work;
     let tuple = &packet.tuple;
-    let is_local = frontend.flags & LOCAL_OUTSIDE != 0 && !is_pod;
+    let is_local = is_local(frontend, is_pod);
     client.source = tuple.source;
     client.frontend = *key;
     client.padding = 0;
@@ -167,6 +173,12 @@ fn remember(client: &SourceKey, backend: Destination, now: u64) {
     };
     // Nothing is lost but the client's affinity if that fails.
     let _ = maps::remember(&SOURCE_AFFINITY, client, &choice);
+}
+
+/// Whether only back ends on this node are for a client.
+#[inline(always)]
+fn is_local(frontend: &Frontend, is_pod: bool) -> bool {
+    frontend.flags & LOCAL_OUTSIDE != 0 && !is_pod
 }
 
 #[inline(always)]

@@ -6,8 +6,8 @@ use aya_ebpf::macros::btf_map;
 use proxyd_ebpf_common::{
     Address, AllowedKey, BackendKey, Choice, ClientKey, Counter, Destination, Device, Flow,
     FragmentKey, Frontend, FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS,
-    MAX_NETWORKS, MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED, MemberKey, NetworkKey, PeerKey,
-    Piece, PieceKey, Settings, SourceKey, TableKey, Tuple, WhoMayCall,
+    MAX_NETWORKS, MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED, MAX_SPECIAL_BACKENDS, MemberKey,
+    NetworkKey, PeerKey, Piece, PieceKey, Settings, SourceKey, TableKey, Tuple, WhoMayCall,
 };
 
 use crate::work::Work;
@@ -29,7 +29,7 @@ pub static BACKENDS: HashMap<BackendKey, Destination, MAX_BACKENDS, GROWS> = Has
 
 /// Which back ends a front end has whose clients keep theirs.
 #[btf_map(name = "members")]
-pub static MEMBERS: HashMap<MemberKey, u8, MAX_BACKENDS, GROWS> = HashMap::new();
+pub static MEMBERS: HashMap<MemberKey, u8, MAX_SPECIAL_BACKENDS, GROWS> = HashMap::new();
 
 /// The tables of consistent hashing, in pieces.
 #[btf_map(name = "tables")]
@@ -37,7 +37,8 @@ pub static TABLES: HashMap<PieceKey, Piece, MAX_PIECES, GROWS> = HashMap::new();
 
 /// The back ends that tables lead to.
 #[btf_map(name = "table_backends")]
-pub static TABLE_BACKENDS: HashMap<TableKey, Destination, MAX_BACKENDS, GROWS> = HashMap::new();
+pub static TABLE_BACKENDS: HashMap<TableKey, Destination, MAX_SPECIAL_BACKENDS, GROWS> =
+    HashMap::new();
 
 /// The addresses that have NodePorts.
 #[btf_map(name = "node_addresses")]
@@ -92,7 +93,8 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2], MAX_REMEMBERED> = LruHas
 
 /// How much traffic back ends had, since they have been back ends.
 #[btf_map(name = "counters")]
-pub static COUNTERS: PerCpuHashMap<MemberKey, Counter, MAX_BACKENDS, GROWS> = PerCpuHashMap::new();
+pub static COUNTERS: PerCpuHashMap<MemberKey, Counter, MAX_SPECIAL_BACKENDS, GROWS> =
+    PerCpuHashMap::new();
 
 /// Remembers something in a map that forgets what was not used for longest. It is looked up at once: where there is no room, what never
 /// was goes first, and so the newest before the oldest.

@@ -6,7 +6,7 @@
 //! of others.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde_json::{Value, json};
 
@@ -54,6 +54,16 @@ enum Write {
     Delete(Resource, String),
 }
 
+/// The maps whose elements balance; where programs do that, rules have none. (No Service of these drops anybody.)
+const BALANCING: [&str; 6] = [
+    "services",
+    "node-ports",
+    "endpoints",
+    "node-port-endpoints",
+    "affinities",
+    "node-port-affinities",
+];
+
 /// The elements of some maps and sets.
 type Elements = BTreeMap<&'static str, BTreeSet<String>>;
 
@@ -82,7 +92,10 @@ impl Model {
         let mut differences = Vec::new();
         for (family, table) in FAMILIES.into_iter().zip(live.tables()) {
             let there = table.without_places();
-            for (name, wanted) in self.elements(family == "ip6") {
+            for (name, mut wanted) in self.elements(family == "ip6") {
+                if live.programs.is_some() && BALANCING.contains(&name) {
+                    wanted.clear();
+                }
                 let mut is = there[name].clone();
                 is.retain(|element| !others.iter().any(|other| element.contains(other)));
                 let missing = wanted.difference(&is);
@@ -92,6 +105,28 @@ impl Model {
             }
         }
         differences
+    }
+
+    /// What the programs of an agent should balance: front ends, by address (or the family of a NodePort), port and protocol, with
+    /// their back ends.
+    pub fn balanced(&self) -> BTreeMap<String, BTreeSet<SocketAddr>> {
+        let mut balanced = BTreeMap::new();
+        for (number, web) in &self.0 {
+            let usable = web.usable().into_iter();
+            let usable =
+                usable.map(|endpoint| SocketAddr::new(endpoint_ip(*number, endpoint), 8080));
+            let backends: BTreeSet<SocketAddr> = usable.collect();
+            if backends.is_empty() {
+                continue;
+            }
+            for front_end in web.front_ends(*number) {
+                let family = if is_v6(*number) { "IPv6" } else { "IPv4" };
+                let FrontEnd { ip, protocol, port } = front_end;
+                let at = ip.map_or_else(|| family.to_owned(), |ip| ip.to_string());
+                balanced.insert(format!("{at} {port} {protocol}"), backends.clone());
+            }
+        }
+        balanced
     }
 
     fn change(&mut self, random: &mut Random) -> Vec<Write> {
@@ -249,18 +284,15 @@ impl Web {
         } else {
             ""
         };
-        for protocol in ["tcp", "udp"]
-            .into_iter()
-            .take(1 + usize::from(self.has_udp))
-        {
-            let mut keys = vec![(
-                format!("{ip} . {protocol} . 80"),
-                ["services", "endpoints", "no-endpoints", "affinities"],
-                "cluster",
-            )];
-            if self.has_node_ports {
-                keys.push((
-                    format!("{protocol} . {}", node_port(number)),
+        for FrontEnd { ip, protocol, port } in self.front_ends(number) {
+            let (key, [services, endpoints, no_endpoints, affinities], chain) = match ip {
+                Some(ip) => (
+                    format!("{ip} . {protocol} . {port}"),
+                    ["services", "endpoints", "no-endpoints", "affinities"],
+                    "cluster",
+                ),
+                None => (
+                    format!("{protocol} . {port}"),
                     [
                         "node-ports",
                         "node-port-endpoints",
@@ -268,24 +300,43 @@ impl Web {
                         "node-port-affinities",
                     ],
                     "node-port-external",
-                ));
+                ),
+            };
+            if usable.is_empty() {
+                put(no_endpoints, format!("{key} : goto send-reject"));
+                continue;
             }
-            for (key, [services, endpoints, no_endpoints, affinities], chain) in keys {
-                if usable.is_empty() {
-                    put(no_endpoints, format!("{key} : goto send-reject"));
-                    continue;
-                }
-                put(services, format!("{key} : goto {chain}-{count}{sticky}"));
-                if self.is_sticky(number) {
-                    put(affinities, format!("{key} : goto remember-10800"));
-                }
-                for endpoint in &usable {
-                    let to = endpoint_ip(number, *endpoint);
-                    put(endpoints, format!("{key}, local false : {to} . 8080"));
-                }
+            put(services, format!("{key} : goto {chain}-{count}{sticky}"));
+            if self.is_sticky(number) {
+                put(affinities, format!("{key} : goto remember-10800"));
+            }
+            for endpoint in &usable {
+                let to = endpoint_ip(number, *endpoint);
+                put(endpoints, format!("{key}, local false : {to} . 8080"));
             }
         }
     }
+
+    fn front_ends(&self, number: u8) -> Vec<FrontEnd> {
+        let protocols = ["tcp", "udp"];
+        let protocols = protocols.into_iter().take(1 + usize::from(self.has_udp));
+        let of = |protocol| {
+            let ip = Some(cluster_ip(number));
+            let at_address = (ip, 80);
+            let at_nodes = self.has_node_ports.then_some((None, node_port(number)));
+            let all = [Some(at_address), at_nodes].into_iter().flatten();
+            all.map(move |(ip, port)| FrontEnd { ip, protocol, port })
+        };
+        protocols.flat_map(of).collect()
+    }
+}
+
+/// What clients call.
+struct FrontEnd {
+    /// None: a NodePort.
+    ip: Option<IpAddr>,
+    protocol: &'static str,
+    port: u16,
 }
 
 /// Two writes in either order.

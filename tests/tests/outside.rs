@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
+use aya::{EbpfLoader, include_bytes_aligned};
 use proxyd_tests::cluster::{Cluster, Host, Pod};
 use proxyd_tests::netns::link;
 use proxyd_tests::sockets::Sockets;
@@ -190,6 +191,33 @@ fn ten_thousand_connections_more_than_there_is_room_for_cost_no_connection_that_
         }
     }
     translated.expect_service(client, &cluster.node1.host);
+}
+
+/// A map without room for all back ends costs nobody his connection: rules balance beside the programs, also after a restart.
+#[test]
+fn what_does_not_fit_the_maps_is_balanced_by_rules() {
+    const OBJECT: &[u8] = include_bytes_aligned!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../ebpf/objects/proxyd-ebpf.o"
+    ));
+    let mut translated = Translated::start(&[]);
+    let path = translated.nobodys.map("backends");
+    let args = translated.nobodys.args().map(str::to_owned);
+    let args: Vec<&str> = World::DETECT_PODS
+        .into_iter()
+        .chain(args.iter().map(String::as_str))
+        .collect();
+    fs::remove_file(&path).unwrap();
+    let mut smaller = EbpfLoader::new();
+    smaller.map_max_entries("backends", 3);
+    smaller.map_pin_path("backends", path);
+    drop(smaller.load(OBJECT).unwrap());
+    for _ in 0..2 {
+        translated.world = translated.world.restart(&args);
+        let World { agent, cluster, .. } = &translated.world;
+        agent.wait_for_log("the BPF map backends is full", PATIENCE);
+        translated.expect_service(&cluster.client, &cluster.node1.host);
+    }
 }
 
 /// Datagrams in fragments, both ways.

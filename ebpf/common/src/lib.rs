@@ -24,6 +24,10 @@ pub const MAX_FRONTENDS: usize = 1 << 18;
 /// How many back ends all front ends can have together.
 pub const MAX_BACKENDS: usize = 1 << 20;
 
+/// How many of them there can be for each of these: those of front ends whose clients keep theirs (session affinity, and UDP), those in
+/// tables of consistent hashing, and those whose traffic is counted. A map takes 16 bytes for each from the start.
+pub const MAX_SPECIAL_BACKENDS: usize = 1 << 18;
+
 /// How many addresses can have NodePorts.
 pub const MAX_NODE_ADDRESSES: usize = 1 << 10;
 

@@ -1,6 +1,6 @@
 //! What the maps of the programs hold, compared with what a dry run says of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use aya::Pod;
@@ -8,18 +8,26 @@ use aya::maps::{HashMap, Map, MapData};
 use proxyd_ebpf_common as bpf;
 use proxyd_tests::agent::run_once;
 use proxyd_tests::live::Live;
+use proxyd_tests::model::Model;
 use proxyd_tests::sockets::Sockets;
 use serde_json::Value;
 
 /// The back ends of front ends: those on all nodes, and those on this one. Their places are left out: they tell of the past.
 type Content = BTreeMap<String, [Vec<SocketAddr>; 2]>;
 
-/// Makes sure that the programs know what a dry run comes to.
+/// Makes sure that the programs know what a dry run comes to, and what the model says. Front ends with one of `others` in them, the
+/// model does not know of.
 #[track_caller]
-pub(crate) fn expect_planned_maps(live: &Live, programs: &Sockets) {
-    let (there, planned) = (there(programs), planned(live));
+pub(crate) fn expect_planned_maps(live: &Live, model: &Model, others: &[&str], programs: &Sockets) {
+    let (mut there, planned) = (there(programs), planned(live));
     assert!(!planned.is_empty());
     assert_eq!(there, planned);
+    there.retain(|at, _| !others.iter().any(|other| at.contains(other)));
+    let there = there.into_iter();
+    let there: BTreeMap<_, BTreeSet<SocketAddr>> = there
+        .map(|(at, [everywhere, _])| (at, everywhere.into_iter().collect()))
+        .collect();
+    assert_eq!(there, model.balanced());
 }
 
 fn there(programs: &Sockets) -> Content {

@@ -38,12 +38,20 @@ const MAPS: [(&str, &str); 2] = [("proxyd", "services"), ("kube-proxy", "service
 /// The map of proxyd from ClusterIP, protocol, port and index to an endpoint.
 const ENDPOINTS: (&str, &str) = ("proxyd", "endpoints");
 
-/// Looks Services up in the rules of one namespace.
-pub(super) struct Kernel {
-    socket: Socket,
-    map: (&'static str, &'static str),
-    /// The endpoints that programs know, if they are looked for there.
-    backends: Option<HashMap<MapData, bpf::BackendKey, bpf::Destination>>,
+/// Looks Services up where a proxy keeps them.
+pub(super) struct Kernel(Source);
+
+enum Source {
+    /// In the rules of one namespace.
+    Rules {
+        socket: Socket,
+        map: (&'static str, &'static str),
+    },
+    /// In the maps of programs.
+    Programs {
+        frontends: HashMap<MapData, bpf::FrontendKey, bpf::Frontend>,
+        backends: HashMap<MapData, bpf::BackendKey, bpf::Destination>,
+    },
 }
 
 impl Kernel {
@@ -52,18 +60,13 @@ impl Kernel {
     /// # Errors
     /// That no proxy holds it.
     pub(super) fn find(netns: &Netns, known: Ipv4Addr) -> Result<Self> {
-        let socket = netns.enter(|| -> Result<Socket> {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            Ok(socket)
-        })?;
-        let mut kernel = Self {
-            socket,
-            map: MAPS[0],
-            backends: None,
-        };
         for map in MAPS {
-            kernel.map = map;
+            let socket = netns.enter(|| -> Result<Socket> {
+                let mut socket = Socket::new(NETLINK_NETFILTER)?;
+                socket.bind_auto()?;
+                Ok(socket)
+            })?;
+            let kernel = Self(Source::Rules { socket, map });
             if kernel.serves(known)? {
                 return Ok(kernel);
             }
@@ -71,16 +74,23 @@ impl Kernel {
         bail!("{known} is in no proxy's map of Services");
     }
 
-    /// Whether TCP connections to port 80 of a ClusterIP are balanced: the Service is there, and has endpoints.
-    pub(super) fn serves(&self, cluster_ip: Ipv4Addr) -> Result<bool> {
-        Ok(self.look_up(self.map, &key(cluster_ip))?.is_some())
+    /// Opens the maps of programs.
+    pub(super) fn of_programs(programs: &Sockets) -> Result<Self> {
+        let open = |name| Map::from_map_data(MapData::from_pin(programs.map(name))?);
+        Ok(Self(Source::Programs {
+            frontends: open("frontends")?.try_into()?,
+            backends: open("backends")?.try_into()?,
+        }))
     }
 
-    /// Looks for endpoints in the maps of programs, rather than in the rules.
-    pub(super) fn look_into(&mut self, programs: &Sockets) -> Result<()> {
-        let map = MapData::from_pin(programs.map("backends"))?;
-        self.backends = Some(Map::from_map_data(map)?.try_into()?);
-        Ok(())
+    /// Whether TCP connections to port 80 of a ClusterIP are balanced: the Service is there, and has endpoints.
+    pub(super) fn serves(&self, cluster_ip: Ipv4Addr) -> Result<bool> {
+        match &self.0 {
+            Source::Rules { socket, map } => Ok(look_up(socket, *map, &key(cluster_ip))?.is_some()),
+            Source::Programs { frontends, .. } => {
+                Ok(found(frontends.get(&frontend(cluster_ip), 0))?.is_some())
+            }
+        }
     }
 
     /// Whether a Service has an endpoint, with any of so many indexes.
@@ -100,59 +110,79 @@ impl Kernel {
 
     /// The endpoint with this index of the Service at port 80 of a ClusterIP.
     pub(super) fn endpoint(&self, cluster_ip: Ipv4Addr, index: u16) -> Result<Option<Ipv4Addr>> {
-        if let Some(backends) = &self.backends {
-            let frontend = bpf::FrontendKey {
-                address: IpAddr::V4(cluster_ip).into(),
-                port: 80_u16.to_be(),
-                protocol: IPPROTO_TCP,
-                kind: bpf::AT_ADDRESS,
-            };
-            let index = index.into();
-            return match backends.get(&bpf::BackendKey { frontend, index }, 0) {
-                Ok(backend) => match backend.address.into() {
-                    IpAddr::V4(ip) => Ok(Some(ip)),
-                    IpAddr::V6(ip) => bail!("{cluster_ip} leads to {ip}"),
-                },
-                Err(MapError::KeyNotFound) => Ok(None),
-                Err(error) => Err(error.into()),
-            };
-        }
-        let mut key = key(cluster_ip);
-        key.extend(u32::from(index).to_ne_bytes());
-        let Some(answer) = self.look_up(ENDPOINTS, &key)? else {
-            return Ok(None);
-        };
-        let path = [
-            NFTA_SET_ELEM_LIST_ELEMENTS,
-            NFTA_LIST_ELEM,
-            NFTA_SET_ELEM_DATA,
-            NFTA_DATA_VALUE,
-        ];
-        let attributes = answer.get(HEADERS_BYTES..).unwrap_or_default();
-        let value = path
-            .iter()
-            .try_fold(attributes, |bytes, kind| get(bytes, *kind));
-        let octets: Option<[u8; 4]> = value.and_then(|value| value.get(..4)?.try_into().ok());
-        Ok(Some(octets.context("an element without data")?.into()))
-    }
-
-    /// The kernel's answer about an element, if there is one.
-    fn look_up(&self, (table, map): (&str, &str), key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.socket.send(&request(table, map, key), 0)?;
-        let (answer, _) = self.socket.recv_from_full()?;
-        let header = NetlinkBuffer::new_checked(&answer)?;
-        match header.message_type() {
-            NFT_MSG_NEWSETELEM => Ok(Some(answer)),
-            NLMSG_ERROR => {
-                let code = answer.get(16..20).and_then(|bytes| bytes.try_into().ok());
-                let code = code.map(i32::from_ne_bytes);
-                // So it is also where there is no such table.
-                ensure!(code == Some(-ENOENT), "nf_tables answers {code:?}");
-                Ok(None)
+        match &self.0 {
+            Source::Rules { socket, .. } => {
+                let mut key = key(cluster_ip);
+                key.extend(u32::from(index).to_ne_bytes());
+                let answer = look_up(socket, ENDPOINTS, &key)?;
+                answer.map(|answer| endpoint_in(&answer)).transpose()
             }
-            other => bail!("nf_tables answers with a message of type {other:#x}"),
+            Source::Programs { backends, .. } => {
+                let key = bpf::BackendKey {
+                    frontend: frontend(cluster_ip),
+                    index: index.into(),
+                };
+                let backend = found(backends.get(&key, 0))?;
+                let ip = backend.map(|backend| match backend.address.into() {
+                    IpAddr::V4(ip) => Ok(ip),
+                    IpAddr::V6(ip) => bail!("{cluster_ip} leads to {ip}"),
+                });
+                ip.transpose()
+            }
         }
     }
+}
+
+/// The key of TCP port 80 of an address in the maps of programs.
+fn frontend(cluster_ip: Ipv4Addr) -> bpf::FrontendKey {
+    bpf::FrontendKey {
+        address: IpAddr::V4(cluster_ip).into(),
+        port: 80_u16.to_be(),
+        protocol: IPPROTO_TCP,
+        kind: bpf::AT_ADDRESS,
+    }
+}
+
+fn found<T>(entry: Result<T, MapError>) -> Result<Option<T>> {
+    match entry {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The kernel's answer about an element, if there is one.
+fn look_up(socket: &Socket, (table, map): (&str, &str), key: &[u8]) -> Result<Option<Vec<u8>>> {
+    socket.send(&request(table, map, key), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    let header = NetlinkBuffer::new_checked(&answer)?;
+    match header.message_type() {
+        NFT_MSG_NEWSETELEM => Ok(Some(answer)),
+        NLMSG_ERROR => {
+            let code = answer.get(16..20).and_then(|bytes| bytes.try_into().ok());
+            let code = code.map(i32::from_ne_bytes);
+            // So it is also where there is no such table.
+            ensure!(code == Some(-ENOENT), "nf_tables answers {code:?}");
+            Ok(None)
+        }
+        other => bail!("nf_tables answers with a message of type {other:#x}"),
+    }
+}
+
+/// The endpoint in the kernel's answer about an element.
+fn endpoint_in(answer: &[u8]) -> Result<Ipv4Addr> {
+    let path = [
+        NFTA_SET_ELEM_LIST_ELEMENTS,
+        NFTA_LIST_ELEM,
+        NFTA_SET_ELEM_DATA,
+        NFTA_DATA_VALUE,
+    ];
+    let attributes = answer.get(HEADERS_BYTES..).unwrap_or_default();
+    let value = path
+        .iter()
+        .try_fold(attributes, |bytes, kind| get(bytes, *kind));
+    let octets: Option<[u8; 4]> = value.and_then(|value| value.get(..4)?.try_into().ok());
+    Ok(octets.context("an element without data")?.into())
 }
 
 /// The key of TCP port 80 of an address: each part of a concatenation fills whole words.
@@ -237,7 +267,10 @@ mod tests {
             let [known, other] = [1, 2].map(|last| Ipv4Addr::new(10, 96, 0, last));
             assert!(Kernel::find(&netns, other).is_err());
             let kernel = Kernel::find(&netns, known).unwrap();
-            assert_eq!(kernel.map, (table, map));
+            let Source::Rules { map: found, .. } = &kernel.0 else {
+                panic!("it was looked for in rules");
+            };
+            assert_eq!(*found, (table, map));
             assert!(kernel.serves(known).unwrap());
             assert!(!kernel.serves(other).unwrap());
             let gone = format!("delete element ip {table} {map} {{ 10.96.0.1 . tcp . 80 }}");

@@ -114,10 +114,10 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
 
 /// Makes sure that the proxy is in sync as it said, by looking some Services up.
 fn in_sync(node: &Netns, cluster: &Cluster, programs: Option<&Sockets>) -> Result<Kernel> {
-    let mut kernel = Kernel::find(node, cluster.cluster_ip(0))?;
-    if let Some(programs) = programs {
-        kernel.look_into(programs)?;
-    }
+    let kernel = match programs {
+        Some(programs) => Kernel::of_programs(programs)?,
+        None => Kernel::find(node, cluster.cluster_ip(0))?,
+    };
     let stride = cluster.len().div_ceil(SAMPLES);
     for number in (0..cluster.len()).rev().step_by(stride) {
         ensure!(
@@ -150,19 +150,17 @@ fn one_at_a_time(
         } else {
             PEER_PATIENCE
         });
-        while generation.get()? == before {
+        let service = cluster.cluster_ip(number);
+        let is_there = || match amounts.by_programs {
+            true => kernel.has_endpoint(service, cluster.endpoints(), new),
+            false => Ok(generation.get()? != before),
+        };
+        while !is_there()? {
             ensure!(
                 started.elapsed() < patience,
                 "change {round} did not reach the kernel"
             );
             thread::sleep(POLL_INTERVAL);
-        }
-        if amounts.by_programs {
-            // Their maps are written after the rules.
-            let service = cluster.cluster_ip(number);
-            lag::wait_until(CHANGE_PATIENCE, || {
-                kernel.has_endpoint(service, cluster.endpoints(), new)
-            })?;
         }
         latencies.push(started.elapsed());
     }

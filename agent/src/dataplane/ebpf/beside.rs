@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::super::DataplaneError;
 use super::super::nft::{Duty, Nft};
-use super::layout::{duty_for, is_for_rules};
+use super::share::{duty_for, is_for_rules};
 use crate::diff::{Delta, Held};
 use crate::host::conntrack;
 use crate::model::{Family, Frontend, PerFamily, Port};
@@ -34,7 +34,7 @@ impl Beside {
     ) -> Result<(), DataplaneError> {
         nft.set_duty(family, duty_for(desired));
         *self.waits_since.get_mut(family) = None;
-        if nft.duty(family) == Duty::Balance || !nft.is_to_replace(family)? {
+        if nft.duty(family) == Duty::Balance || nft.are_ours(family)? {
             return Ok(());
         }
         let serves = |frontend: &Frontend| desired.rules.contains_key(frontend);
@@ -45,6 +45,11 @@ impl Beside {
             *self.waits_since.get_mut(family) = Some(Instant::now());
         }
         Ok(())
+    }
+
+    /// Has rules that balance do so until everything is looked at anew.
+    pub(super) fn stay(&mut self, family: Family) {
+        *self.waits_since.get_mut(family) = None;
     }
 
     /// What rules have to do after a delta, if it is something else than before.

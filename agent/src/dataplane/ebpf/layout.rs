@@ -1,4 +1,4 @@
-//! What is held → what the maps of the programs hold.
+//! What is held → what the maps of the programs hold, and back.
 //!
 //! Pure. What is not here (front ends that drop or refuse, and SCTP) is left to the rules of the network.
 
@@ -8,11 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
 
-use super::super::nft::Duty;
 use super::maglev::{Backends, TableSize};
-use crate::diff::{Delta, Entry, Held, Verdict};
-use crate::model::{AffinityTimeout, Family, Frontend, Protocol};
-use crate::plan::{Backend, Member, Policy, Tables};
+use crate::diff::{Delta, Entry, Held, Slots, Verdict};
+use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
+use crate::plan::{Backend, Member, Policy};
 
 /// How many bytes the key of a front end has.
 pub(super) const FRONTEND_BYTES: u32 = size_of::<bpf::FrontendKey>() as u32;
@@ -91,19 +90,48 @@ impl Entries {
         let touched: BTreeSet<Frontend> = delta.frontends().chain(guards).collect();
         let entries = touched.iter();
         let entries = entries.filter_map(|f| Some((*f, held.entries.get(f)?.clone())));
-        let of_node =
-            held.members.iter().copied().filter(|member| {
-                matches!(member, Member::NodePortAddress(_) | Member::PodNetwork(_))
-            });
+        // Whether there is any of these counts for all, see `of`.
+        let is_node_address = |member: &Member| matches!(member, Member::NodePortAddress(_));
+        let mut changed = delta.members.iter();
+        let addresses = changed
+            .any(|change| is_node_address(&change.key))
+            .then(|| held.members.iter().copied().filter(is_node_address));
         let mut part = Held {
             entries: entries.collect(),
             members: Member::of_frontends(&held.members, &touched)
-                .chain(of_node)
+                .chain(addresses.into_iter().flatten())
                 .collect(),
         };
         let before = Self::of(family, &part, size);
         part.apply(delta);
         (before, Self::of(family, &part, size))
+    }
+
+    /// What is held of front ends for the maps to hold this. What cannot come of that is left out.
+    pub(super) fn held(&self) -> BTreeMap<Frontend, Entry> {
+        let entry = |(key, value): (&bpf::FrontendKey, &bpf::Frontend)| {
+            let frontend = frontend_of(key)?;
+            let of_list = |first, count| {
+                let places = (first..first + count).map(|index| bpf::BackendKey {
+                    frontend: *key,
+                    index,
+                });
+                let mut list: Slots = places
+                    .map(|place| backend_of(self.backends.get(&place)?))
+                    .collect();
+                while list.last().is_some_and(Option::is_none) {
+                    list.pop();
+                }
+                list
+            };
+            let entry = Entry {
+                verdict: Some(verdict_of(value)?),
+                slots: of_list(0, value.count),
+                local: of_list(bpf::FIRST_LOCAL, value.local),
+            };
+            Some((frontend, entry))
+        };
+        self.frontends.iter().filter_map(entry).collect()
     }
 
     fn add(
@@ -183,19 +211,24 @@ fn flags(policy: Policy) -> u32 {
     }
 }
 
-/// What rules beside the programs have to do for what is planned.
-pub fn duty_for(tables: &Tables) -> Duty {
-    let mut rules = tables.rules.iter();
-    if rules.any(|(frontend, rule)| is_for_rules(*frontend, Verdict::of(rule))) {
-        Duty::Balance
-    } else {
-        Duty::Refuse
-    }
+/// The policy that has these flags.
+fn policy_of(flags: u32) -> Option<Policy> {
+    let policies = [Policy::Cluster, Policy::External, Policy::ExternalLocal];
+    let mut policies = policies.into_iter();
+    policies.find(|policy| self::flags(*policy) == flags & !bpf::GUARDED)
 }
 
-/// Whether only rules balance a front end.
-pub(super) fn is_for_rules(frontend: Frontend, verdict: Verdict) -> bool {
-    frontend.protocol() == Protocol::Sctp && matches!(verdict, Verdict::Balance { .. })
+/// The verdict on a front end that balances like this.
+fn verdict_of(frontend: &bpf::Frontend) -> Option<Verdict> {
+    Some(Verdict::Balance {
+        policy: policy_of(frontend.flags)?,
+        count: frontend.count.try_into().ok()?,
+        local: frontend.local.try_into().ok()?,
+        affinity: match frontend.affinity_seconds {
+            0 => None,
+            seconds => Some(AffinityTimeout::new(seconds)?),
+        },
+    })
 }
 
 /// Whether a key is one of a family.
@@ -258,4 +291,33 @@ fn frontend_key(frontend: Frontend) -> Option<bpf::FrontendKey> {
 
 fn destination_of(backend: Backend) -> bpf::Destination {
     SocketAddr::new(backend.ip, backend.port.get()).into()
+}
+
+/// The front end that has a key.
+fn frontend_of(key: &bpf::FrontendKey) -> Option<Frontend> {
+    let mut protocols = Protocol::ALL.into_iter();
+    let protocol = protocols.find(|protocol| protocol.number() == key.protocol)?;
+    let port = Port::new(u16::from_be(key.port))?;
+    let family = match key.kind {
+        bpf::AT_ADDRESS => {
+            let ip = key.address.into();
+            return Some(Frontend::Address { ip, protocol, port });
+        }
+        bpf::NODE_PORT_V4 => Family::V4,
+        bpf::NODE_PORT_V6 => Family::V6,
+        _ => return None,
+    };
+    Some(Frontend::NodePort {
+        family,
+        protocol,
+        port,
+    })
+}
+
+fn backend_of(destination: &bpf::Destination) -> Option<Backend> {
+    let address = SocketAddr::from(*destination);
+    Some(Backend {
+        ip: address.ip(),
+        port: Port::new(address.port())?,
+    })
 }

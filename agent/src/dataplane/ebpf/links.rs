@@ -4,8 +4,8 @@
 //! The kernel tells nobody that a program was detached (by `bpftool link detach`, or because the cgroup was removed), or that a
 //! pin was.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -51,13 +51,12 @@ impl Links {
         let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
         let links = links.into_iter().map(|(pin, open, number)| {
             let number = number.to_string();
-            let shows_it = |path: &&PathBuf| value(path, "link_id:").as_ref() == Some(&number);
-            let shown = paths.iter().find(shows_it).cloned();
-            let shown = shown.ok_or_else(|| unreadable(ErrorKind::NotFound.into()))?;
+            let shows_it = |path: &&PathBuf| value(&shown(path), "link_id:") == Some(&*number);
+            let path = paths.iter().find(shows_it).cloned();
             Ok(Link {
                 pin,
                 _open: open,
-                shown,
+                shown: path.ok_or_else(|| unreadable(ErrorKind::NotFound.into()))?,
             })
         });
         Ok(Self(links.collect::<Result<_, DataplaneError>>()?))
@@ -67,19 +66,26 @@ impl Links {
     pub(super) fn are_whole(&self) -> bool {
         self.0.iter().all(|link| {
             // A link whose cgroup or device is gone, or that was detached, shows none.
-            let places = ["cgroup_id:", "ifindex:"].map(|name| value(&link.shown, name));
+            let shown = shown(&link.shown);
+            let places = ["cgroup_id:", "ifindex:"].map(|name| value(&shown, name));
             let mut places = places.into_iter().flatten();
             places.any(|id| !id.starts_with("0")) && link.pin.exists()
         })
     }
 }
 
-/// A value that the kernel shows in a file of `/proc/self/fdinfo`.
-fn value(path: &Path, name: &str) -> Option<String> {
-    // A descriptor may have been closed meanwhile.
-    let text = fs::read_to_string(path).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix(name));
-    line.map(|value| value.trim().to_owned())
+/// What the kernel shows in a file of `/proc/self/fdinfo`, which is shorter than a page; a descriptor may have been closed
+/// meanwhile.
+fn shown(path: &Path) -> String {
+    let mut page = [0; 4_096];
+    let read = File::open(path).and_then(|mut file| file.read(&mut page));
+    String::from_utf8_lossy(&page[..read.unwrap_or(0)]).into_owned()
+}
+
+/// A value of it.
+fn value<'a>(shown: &'a str, name: &str) -> Option<&'a str> {
+    let line = shown.lines().find_map(|line| line.strip_prefix(name));
+    line.map(str::trim)
 }
 
 impl Watcher {

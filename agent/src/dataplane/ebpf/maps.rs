@@ -51,6 +51,15 @@ pub(super) enum Put {
     LeftOut,
 }
 
+/// Whether all writes found room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fits {
+    /// They did.
+    All,
+    /// Some did not.
+    Part,
+}
+
 /// What is said of a map that is full, once.
 #[derive(Debug)]
 struct Full {
@@ -106,9 +115,10 @@ impl Maps {
     }
 
     /// Makes writes, in their order. What does not fit is left out: whoever picks it gets nobody, and goes by the rules.
-    pub(super) fn write(&mut self, writes: &[Write]) -> Result<(), DataplaneError> {
+    pub(super) fn write(&mut self, writes: &[Write]) -> Result<Fits, DataplaneError> {
+        let mut fits = Fits::All;
         for write in writes {
-            match write {
+            let put = match write {
                 Write::Frontend(key, to) => self.frontends.put(key, *to),
                 Write::Backend(key, to) => self.backends.put(key, *to),
                 Write::Member(key, to) => self.members.put(key, *to),
@@ -123,8 +133,11 @@ impl Maps {
                     _ => Ok(Put::Done),
                 },
             }?;
+            if put == Put::LeftOut {
+                fits = Fits::Part;
+            }
         }
-        Ok(())
+        Ok(fits)
     }
 }
 
@@ -214,7 +227,7 @@ impl Full {
             Err(error) if is(&error, Errno::E2BIG) || is(&error, Errno::ENOSPC) => {
                 if !std::mem::replace(&mut self.was_said, true) {
                     warn!(
-                        "the BPF map {} is full; what does not fit goes by the rules",
+                        "the BPF map {} is full; not all fits that it should hold",
                         self.name
                     );
                 }

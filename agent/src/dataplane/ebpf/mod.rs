@@ -1,8 +1,8 @@
 //! The eBPF back end: BPF programs connect sockets of this node, and of its pods, to back ends, and translate packets of others
-//! at devices. The nftables rules stand beside them with the same content. They refuse and drop, and balance only what
-//! programs do not.
+//! at devices. The nftables rules stand beside them and refuse and drop; where there is something that programs do not
+//! balance, they hold and balance everything.
 //!
-//! `layout` says what the maps hold, `order` in which order they are written, `maglev` and `tables` what consistent hashing adds, `devices`
+//! `layout` says what the maps hold, `share` what the rules, `order` in which order maps are written, `maglev` and `tables` what consistent hashing adds, `devices`
 //! where programs are, `needs` what a machine must have. Only `maps`, `filler`, `attach`, `hooks`, `links`, `beside`, `retire` and
 //! `probe` do I/O. Tried with Linux 6.18.
 
@@ -22,28 +22,30 @@ pub mod peers;
 mod probe;
 pub mod render;
 mod retire;
+mod share;
 mod tables;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::nft::Nft;
+use super::nft::{Duty, Nft};
 use super::{Dataplane, DataplaneError, Restored};
-use crate::diff::{Delta, Held, diff};
+use crate::diff::{Change, Delta, Held, diff};
 use crate::event::Event;
 use crate::model::{Family, PerFamily, Scope};
 use crate::plan::{Detector, Tables};
 use beside::Beside;
 use hooks::Follower;
 use layout::Entries;
-pub use layout::duty_for;
 use links::{Links, Watcher};
 use maglev::TableSize;
-use maps::Maps;
+use maps::{Fits, Maps};
 use order::writes;
 use proxyd_ebpf_common as bpf;
 pub use retire::Retiring;
+pub use share::rules_beside;
+use tracing::warn;
 
 /// Where things of the machine are that the programs need, and how they are set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,14 +137,72 @@ impl Ebpf {
         Ok(())
     }
 
-    /// Makes the maps hold what the rules hold.
+    /// Makes the maps hold what is held.
     fn fill(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
         let found = self.maps.read(family)?;
+        self.fill_from(family, &found, held)
+    }
+
+    /// As [`fill`](Self::fill), where it is known what they hold.
+    fn fill_from(
+        &mut self,
+        family: Family,
+        found: &Entries,
+        held: &Held,
+    ) -> Result<(), DataplaneError> {
         let wanted = Entries::of(family, held, self.places.table_size);
-        self.maps.write(&writes(&found, &wanted))?;
+        let fits = self.maps.write(&writes(found, &wanted))?;
         self.maps.tables.set(family, &wanted);
         *self.unfilled.get_mut(family) = false;
-        Ok(())
+        match fits {
+            Fits::All => Ok(()),
+            Fits::Part => self.balance_by_rules(family, held),
+        }
+    }
+
+    /// What is held, by rules that are as they should be and by the maps together.
+    fn held(&mut self, family: Family, mut ruled: Held) -> Result<Held, DataplaneError> {
+        if self.nft.duty(family) == Duty::Balance {
+            self.fill(family, &ruled)?;
+            return Ok(ruled);
+        }
+        let found = self.maps.read(family)?;
+        let balanced = found.held();
+        // Maps are written first: an agent was killed before it told the rules that these are refused no more.
+        let mut late = Delta::default();
+        for frontend in balanced.keys() {
+            let from = ruled.entries.get(frontend).and_then(|entry| entry.verdict);
+            late.rules.extend(Change::between(*frontend, from, None));
+        }
+        if !late.is_empty() {
+            self.nft.apply(family, &ruled, &late)?;
+        }
+        ruled.entries.extend(balanced);
+        self.fill_from(family, &found, &ruled)?;
+        Ok(ruled)
+    }
+
+    /// Has the rules balance everything, since the maps have no room for it.
+    fn balance_by_rules(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
+        self.beside.stay(family);
+        if self.nft.duty(family) == Duty::Balance {
+            return Ok(());
+        }
+        warn!(
+            "{family}: the BPF maps are full: rules balance what does not fit, and have every connection tracked"
+        );
+        self.remake_rules(family, Duty::Balance, held)
+    }
+
+    /// Makes rules that do something else than before.
+    fn remake_rules(
+        &mut self,
+        family: Family,
+        duty: Duty,
+        held: &Held,
+    ) -> Result<(), DataplaneError> {
+        self.nft.set_duty(family, duty);
+        self.nft.make_anew(family, &share::of_held(duty, held))
     }
 }
 
@@ -166,44 +226,49 @@ impl Dataplane for Ebpf {
     fn resync(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
         self.put_back()?;
         self.beside.settle(family, &mut self.nft, desired)?;
-        let mut taken_over = None;
-        if self.nft.is_to_replace(family)? {
-            // Programs take over before rules let go.
-            let mut held = Held::default();
-            held.apply(&diff(&held, desired, &Scope::All));
-            self.fill(family, &held)?;
-            taken_over = Some(held);
+        if self.nft.are_ours(family)? {
+            let desired = share::of_tables(self.nft.duty(family), desired);
+            let ruled = self.nft.resync(family, &desired)?;
+            return self.held(family, ruled);
         }
-        let held = self.nft.resync(family, desired)?;
-        if taken_over.as_ref() != Some(&held) {
-            self.fill(family, &held)?;
-        }
-        Ok(held)
+        // Programs take over before rules let go, or refuse.
+        let mut held = Held::default();
+        held.apply(&diff(&held, desired, &Scope::All));
+        self.fill(family, &held)?;
+        let duty = self.nft.duty(family);
+        let mut ruled = self.nft.resync(family, &share::of_tables(duty, desired))?;
+        ruled.entries.extend(share::beside_rules(duty, held));
+        Ok(ruled)
     }
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
         let (before, after) = Entries::around(family, held, delta, self.places.table_size);
-        let writes = writes(&before, &after);
-        let duty = self.nft.duty(family);
-        match self.beside.change(family, duty, held, delta) {
-            None => {
-                self.nft.apply(family, held, delta)?;
-                self.maps.write(&writes)?;
-            }
-            Some(duty) => {
-                self.maps.write(&writes)?;
-                let mut held = held.clone();
-                held.apply(delta);
-                self.nft.set_duty(family, duty);
-                self.nft.make_anew(family, &held)?;
-            }
-        }
+        // What maps serve, rules do not see. So they refuse nothing that is served already.
+        let fits = self.maps.write(&writes(&before, &after))?;
         self.maps.tables.change(family, &before, &after);
+        let duty = self.nft.duty(family);
+        let after = || {
+            let mut after = held.clone();
+            after.apply(delta);
+            after
+        };
+        if fits == Fits::Part && duty == Duty::Refuse {
+            return self.balance_by_rules(family, &after());
+        }
+        if let Some(duty) = self.beside.change(family, duty, held, delta) {
+            return self.remake_rules(family, duty, &after());
+        }
+        self.nft
+            .apply(family, held, &share::of_delta(duty, delta))?;
+        if fits == Fits::Part {
+            self.beside.stay(family);
+        }
         Ok(())
     }
 
     fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {
-        let mut restored = self.nft.restore(family, held)?;
+        let duty = self.nft.duty(family);
+        let mut restored = self.nft.restore(family, &share::of_held(duty, held))?;
         self.put_back()?;
         if *self.unfilled.get(family) {
             self.fill(family, held)?;

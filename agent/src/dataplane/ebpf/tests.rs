@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proxyd_ebpf_common as bpf;
 
+use super::super::nft::Duty;
 use super::layout::Entries;
 use super::maglev::TableSize;
 use super::order::{Write, writes};
+use super::share::{self, duty_for};
 use super::tables::{Job, Step, Todo, Uses};
 use crate::diff::{Held, Slot, diff};
 use crate::model::{Family, Frontend, Protocol, Scope};
@@ -176,6 +178,35 @@ fn outside(entries: &Entries, frontend: bpf::FrontendKey) -> BTreeSet<bpf::Desti
 }
 
 proptest! {
+    #[test]
+    fn what_is_held_is_in_the_maps_or_in_the_rules(tables in any_tables()) {
+        let held = loaded(&tables);
+        let duty = duty_for(&tables);
+        let by_rules = share::of_held(duty, &held);
+        prop_assert_eq!(&*by_rules, &loaded(&share::of_tables(duty, &tables)));
+        let mut all = by_rules.into_owned();
+        all.entries.extend(of(&held).held());
+        prop_assert_eq!(&all, &held);
+
+        let is_refused = |rule: &Rule| !matches!(rule, Rule::Balance(_));
+        if duty == Duty::Refuse {
+            prop_assert!(share::of_tables(duty, &tables).rules.values().all(is_refused));
+        }
+    }
+
+    #[test]
+    fn rules_are_told_their_part_of_a_change(from in any_tables(), to in any_tables()) {
+        let held = loaded(&from);
+        let delta = diff(&held, &to, &Scope::All);
+        let mut after = held.clone();
+        after.apply(&delta);
+        for duty in [Duty::Refuse, Duty::Balance] {
+            let mut by_rules = share::of_held(duty, &held).into_owned();
+            by_rules.apply(&share::of_delta(duty, &delta));
+            prop_assert_eq!(&by_rules, &*share::of_held(duty, &after));
+        }
+    }
+
     #[test]
     fn whoever_picks_on_the_way_gets_an_old_or_a_new_back_end(
         from in any_tables(),

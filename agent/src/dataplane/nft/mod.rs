@@ -117,14 +117,14 @@ impl Nft {
         }
     }
 
-    /// Whether there is a table, and not one of rules that do what these are to do: they will replace it.
+    /// Whether there is a table of rules that do what these are to do; if there is another, they will replace it.
     ///
     /// # Errors
     /// That the kernel cannot be asked.
-    pub(super) fn is_to_replace(&mut self, family: Family) -> Result<bool, DataplaneError> {
+    pub(super) fn are_ours(&mut self, family: Family) -> Result<bool, DataplaneError> {
         let version = self.skeletons.get(family).version();
         let found = self.connection.table_comment(family)?;
-        Ok(found.is_some_and(|comment| comment != version))
+        Ok(found.is_some_and(|comment| comment == version))
     }
 
     /// Puts rules that do what they are to do in the place of those that are there, in one transaction, with what is held.
