@@ -16,10 +16,12 @@ use proxyd_tests::live::Live;
 use proxyd_tests::load::{Load, syns_sent_again};
 use proxyd_tests::model::Model;
 use proxyd_tests::random::{Random, from_environment};
+use proxyd_tests::sockets::Sockets;
 use proxyd_tests::wait::poll;
 use proxyd_tests::world::{PATIENCE, http};
 
 use crate::http_at;
+use crate::maps::{self, expect_planned_maps};
 
 /// How long it takes, if the environment says nothing else.
 const SECONDS: u64 = 60;
@@ -175,7 +177,10 @@ impl Run {
         let mut last = Vec::new();
         let live = &self.live;
         let is_equal = poll(6 * PATIENCE, || {
-            last = self.model.differences(live, &["10.96.200."]);
+            last = self.model.differences(live, &[STEADY]);
+            if let Some(programs) = &live.programs {
+                last.extend(maps::differences(&self.model, &[STEADY], programs));
+            }
             last.is_empty().then_some(())
         });
         assert!(is_equal.is_some(), "{last:#?}");
@@ -194,6 +199,15 @@ impl Run {
 
 #[test]
 fn the_kernel_equals_the_model_at_every_quiet_point_of_a_long_run() {
+    suffer_for_long(false);
+}
+
+#[test]
+fn rules_and_maps_of_programs_equal_the_model_at_every_quiet_point_of_a_long_run() {
+    suffer_for_long(true);
+}
+
+fn suffer_for_long(has_programs: bool) {
     let seed = from_environment("PROXYD_CHURN_SEED", 1);
     let seconds = from_environment("PROXYD_CHURN_SECONDS", SECONDS);
     println!("PROXYD_CHURN_SEED={seed} PROXYD_CHURN_SECONDS={seconds}");
@@ -206,7 +220,8 @@ fn the_kernel_equals_the_model_at_every_quiet_point_of_a_long_run() {
     let asker = cluster.node1.pod("asker");
     let here = cluster.node1.pod("here").serving(8080);
     let there = cluster.node2.pod("there").serving(8080);
-    let live = Live::new(cluster, Options::default());
+    let mut live = Live::new(cluster, Options::default());
+    live.programs = has_programs.then(|| Sockets::of(&[&asker.host.netns]));
     for object in http("steady", STEADY, &[(&here, "node-1"), (&there, "node-2")]) {
         live.server.create(&object);
     }
@@ -245,6 +260,9 @@ fn the_kernel_equals_the_model_at_every_quiet_point_of_a_long_run() {
     }
     let (before, after) = (memory.unwrap(), run.memory());
     run.live.expect_planned_tables();
+    if let Some(programs) = &run.live.programs {
+        expect_planned_maps(&run.live, programs);
+    }
     let seen = clients.finish();
     println!(
         "{rounds} rounds, {} changes, {} connections, none failed; memory {before} → {after} KiB",

@@ -21,7 +21,7 @@ use proxyd_tests::world::{PATIENCE, http};
 use proxyd_tests::written::{Count, Written};
 
 use crate::http_at;
-use crate::maps::expect_planned_maps;
+use crate::maps::{self, expect_planned_maps};
 
 /// How often the agent is killed, if the environment says nothing else.
 const KILLS: u64 = 100;
@@ -132,11 +132,12 @@ fn kill_again_and_again(kills: u64, has_programs: bool) {
         let before = live.tables();
         written.take().unwrap();
         agent = live.start_in_sync();
-        let differences = model.differences(&live, &OTHERS);
-        assert!(differences.is_empty(), "kill {kill}: {differences:#?}");
+        let mut differences = model.differences(&live, &OTHERS);
         if let Some(programs) = &live.programs {
-            expect_planned_maps(&live, &model, &OTHERS, programs);
+            differences.extend(maps::differences(&model, &OTHERS, programs));
+            expect_planned_maps(&live, programs);
         }
+        assert!(differences.is_empty(), "kill {kill}: {differences:#?}");
         let count = written.take().unwrap();
         let needed = difference(&before, &live.tables());
         assert_eq!(count, needed, "kill {kill}: written, and needed");
