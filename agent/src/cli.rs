@@ -191,13 +191,18 @@ pub struct BackendFlags {
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub enable_tcx: bool,
 
+    /// With --backend ebpf, all packets of connections that devices translate but the first of each go from device to device, past this
+    /// node's routing and firewall. Not together with network policies or other rules that track connections on the node
+    #[arg(long)]
+    pub fast_path: bool,
+
     /// How many slots tables have by which --backend ebpf chooses endpoints for clients outside, the same on all nodes: a
     /// prime number, a hundred times as many as a Service has endpoints or more
     #[arg(long, value_name = "PRIME", default_value_t = TableSize::DEFAULT)]
     pub maglev_table_size: TableSize,
 
     /// How many connections --backend ebpf can translate at devices at a time; of more, those that were silent for longest are
-    /// forgotten. Some 320 bytes of the kernel's memory each, taken at once
+    /// forgotten. Some 370 bytes of the kernel's memory each, taken at once
     #[arg(long, value_name = "NUMBER", default_value_t = ebpf::CONNECTIONS,
           value_parser = clap::value_parser!(u32).range(1_024..=16_777_216))]
     pub connection_table_size: u32,

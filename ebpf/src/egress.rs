@@ -8,6 +8,7 @@ use proxyd_ebpf_common::{Address, PENDING};
 use crate::flow::{masquerade, now, touch};
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS};
 use crate::packet::parse;
+use crate::redirect::note_way;
 use crate::translate::{is_translated, translate};
 use crate::work::{Direction, work};
 use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
@@ -55,5 +56,6 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         }
     }
     touch(work, flow, now, &INGRESS_FLOWS);
+    note_way(ctx, flow, l3, now);
     Some(translate(ctx, &work.packet, &flow.to, Direction::Out))
 }

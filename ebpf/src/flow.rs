@@ -12,8 +12,8 @@
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns};
 use proxyd_ebpf_common::{
-    AGREED, ANYWHERE, AT_ADDRESS, Address, CLOSING, Destination, ESTABLISHED, Flow, FrontendKey,
-    HERE, MASQUERADE_PORTS, NEW, PENDING, Tuple,
+    AGREED, ANYWHERE, AT_ADDRESS, Address, BY_ROUTES, CLOSING, Destination, ESTABLISHED, Flow,
+    FrontendKey, HERE, MASQUERADE_PORTS, NEW, PENDING, Tuple,
 };
 
 use crate::address::same;
@@ -114,8 +114,8 @@ pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
     }
 }
 
-/// Remembers a new connection with the front end and the back end that are noted, whose first packet has come in. `None`: no port is
-/// left for it.
+/// Remembers a new connection with the front end and the back end that are noted, whose first packet has come in, and the way to the
+/// client, which is noted too. `None`: no port is left for it.
 #[inline(always)]
 pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
     let now = now();
@@ -130,7 +130,10 @@ pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
     flow.used_at = now;
     flow.frontend = NO_FRONTEND;
     flow.state = NEW;
-    flow.padding = [0; 3];
+    // Answers to the node pass two hooks.
+    if masqueraded {
+        flow.way = BY_ROUTES;
+    }
     key.source = member.backend.address;
     key.source_port = member.backend.port;
     key.destination = packet.tuple.source;
@@ -148,6 +151,7 @@ pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
         key.destination_port = (1_024 + random(64_512)).to_be();
     }
     *key = key.reversed();
+    flow.way = BY_ROUTES;
     if masqueraded {
         flow.to = *key;
         flow.state = PENDING;
@@ -195,7 +199,7 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
     flow.used_at = now;
     flow.frontend = NO_FRONTEND;
     flow.state = NEW;
-    flow.padding = [0; 3];
+    flow.way = BY_ROUTES;
     key.destination = *node;
     let (first, count) = MASQUERADE_PORTS;
     let start = random(count);
@@ -269,7 +273,7 @@ pub fn receiver(tuple: &Tuple) -> Destination {
 }
 
 #[inline(always)]
-fn same_tuple(a: &Tuple, b: &Tuple) -> bool {
+pub fn same_tuple(a: &Tuple, b: &Tuple) -> bool {
     same(&a.source, &b.source)
         && same(&a.destination, &b.destination)
         && a.source_port == b.source_port

@@ -15,10 +15,11 @@ use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::{Packet, parse};
+use crate::redirect::{answer, can_take, note_client, send};
 use crate::translate::{is_translated, translate};
 use crate::work::{Direction, Work, work};
 use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
-use crate::{count, maps};
+use crate::{count, maps, redirect};
 
 #[classifier]
 pub fn proxyd_in(ctx: TcContext) -> i32 {
@@ -38,6 +39,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     if is_translated(ctx, &work.packet, Direction::In) {
         return None;
     }
+    let has_fast_path = redirect::is_wanted();
     let flow = INGRESS_FLOWS.get_ptr_mut(&work.packet.tuple);
     if let Some(flow) = flow {
         // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
@@ -50,8 +52,13 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
                 work.member.backend = receiver(&flow.to);
                 count::packet(&work.member, ctx.len(), false);
             }
+            if has_fast_path && can_take(ctx, work, flow, now) {
+                return Some(send(ctx, work, flow, Direction::In));
+            }
             return Some(translate(ctx, &work.packet, &flow.to, Direction::In));
         }
+    } else if has_fast_path && let Some(sent) = answer(ctx, work) {
+        return Some(sent);
     }
     if !work.packet.may_begin() {
         return None;
@@ -73,6 +80,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             return None;
         }
     };
+    note_client(ctx, &mut work.flow);
     if begin(work, masqueraded).is_none() {
         return Some(SHOT);
     }

@@ -2,7 +2,8 @@
 //! back ends, once, and its packets carry the back end's address from then on. And at devices, for clients whose
 //! sockets are elsewhere: there packets are translated, both ways.
 //!
-//! A file for each hook; `balance` is what those of sockets have in common, and `packet`, `flow`, `rewrite`, `translate` what those of devices have.
+//! A file for each hook; `balance` is what those of sockets have in common, and `packet`, `flow`, `rewrite`, `translate`, `redirect` what those of
+//! devices have.
 //! Whatever is not found in the maps is left as it is.
 
 #![no_std]
@@ -21,6 +22,7 @@ mod maglev;
 mod maps;
 mod packet;
 mod recvmsg;
+mod redirect;
 mod rewrite;
 mod sendmsg;
 mod translate;

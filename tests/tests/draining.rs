@@ -125,6 +125,7 @@ impl Balanced {
             pins: self.sockets.pins().to_owned(),
             devices: Vec::new(),
             tcx: true,
+            fast_path: false,
             table_size: TableSize::DEFAULT,
             connections: CONNECTIONS,
         };

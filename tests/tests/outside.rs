@@ -1,11 +1,13 @@
 //! Clients whose sockets no program sees (`--backend ebpf`): their packets are translated at devices, by the programs alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
 
 use aya::{EbpfLoader, include_bytes_aligned};
+use proxyd_tests::agent::nft;
 use proxyd_tests::cluster::{Cluster, Host, Pod};
 use proxyd_tests::netns::link;
 use proxyd_tests::sockets::Sockets;
@@ -13,7 +15,7 @@ use proxyd_tests::traffic::{Conversation, Protocol};
 use proxyd_tests::wait::eventually;
 use proxyd_tests::web::{PROTOCOLS, called_at, cluster_ips, web};
 use proxyd_tests::world::{PATIENCE, World, expect_answers, wait_for_answers};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A cluster whose node-1 has an agent with programs at devices, and in a cgroup that nobody is in.
 struct Translated {
@@ -191,6 +193,53 @@ fn ten_thousand_connections_more_than_there_is_room_for_cost_no_connection_that_
         }
     }
     translated.expect_service(client, &cluster.node1.host);
+}
+
+/// Of a connection that devices translate and do not masquerade, only the first packet meets the node's firewall.
+#[test]
+fn packets_on_the_fast_path_pass_no_firewall() {
+    let translated = Translated::start(&["--fast-path"]);
+    let World { cluster, .. } = &translated.world;
+    let node = translated.world.node();
+    translated.expect_service(&cluster.client, &cluster.node1.host);
+    let pod = cluster.node1.pod("client");
+    wait_for_answers(
+        &pod.host,
+        Protocol::Tcp,
+        SocketAddr::new(cluster_ips()[0], 80),
+        &translated.pods(),
+    );
+    let rules = "table inet counts {
+        counter forwarded { }
+        chain forward { type filter hook forward priority 0; counter name forwarded; }
+    }";
+    nft(&node.netns, &["-f", "-"], rules);
+    let forwarded = || {
+        let counter = ["-j", "list", "counter", "inet", "counts", "forwarded"];
+        let text = nft(&node.netns, &counter, "");
+        let shown: Value = serde_json::from_str(&text).unwrap();
+        shown["nftables"][1]["counter"]["packets"].as_u64().unwrap()
+    };
+    for ip in cluster_ips() {
+        let mut seen = BTreeSet::new();
+        while seen.len() < 2 {
+            let before = forwarded();
+            let to = SocketAddr::new(ip, 80);
+            let mut open =
+                Conversation::open(&pod.host.netns, Protocol::Tcp, to, PATIENCE).unwrap();
+            let answers: Vec<_> = (0..50).map(|_| open.ask().unwrap()).collect();
+            assert!(answers.iter().all(|answer| answer == &answers[0]));
+            assert_eq!(answers[0].seen.ip(), pod.host.own(ip));
+            let server = answers[0].server.clone();
+            let met = forwarded() - before;
+            match &*server {
+                "here" => assert!(met <= 1, "{met} packets were forwarded"),
+                // Where it is, the node is asked; answers go the short way.
+                _ => assert!((50..=90).contains(&met), "{met} packets were forwarded"),
+            }
+            seen.insert(server);
+        }
+    }
 }
 
 /// A map without room for all back ends costs nobody his connection: rules balance beside the programs, also after a restart.

@@ -128,6 +128,7 @@ impl Config {
             pins: std::mem::take(&mut cli.backend.bpf_path),
             devices: std::mem::take(&mut cli.backend.devices),
             tcx: cli.backend.enable_tcx,
+            fast_path: cli.backend.fast_path,
             table_size: cli.backend.maglev_table_size,
             connections: cli.backend.connection_table_size,
         };

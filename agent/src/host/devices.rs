@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::{StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType};
+use netlink_packet_route::link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use tokio::time::timeout;
@@ -73,13 +74,17 @@ async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {
     let mut links = handle.link().get().execute();
     while let Some(link) = links.try_next().await? {
         let kind = link.header.link_layer_type;
-        let (mut name, mut controller, mut is_bridge_port) = (None, None, false);
+        let (mut name, mut controller, mut mtu) = (None, None, 0);
+        let (mut is_bridge_port, mut is_veth, mut leads_elsewhere) = (false, false, false);
         for attribute in link.attributes {
             match attribute {
                 LinkAttribute::IfName(value) => name = Some(value),
                 LinkAttribute::Controller(index) => controller = Some(index),
+                LinkAttribute::Mtu(value) => mtu = value,
+                LinkAttribute::LinkNetNsId(_) => leads_elsewhere = true,
                 LinkAttribute::LinkInfo(infos) => {
                     is_bridge_port = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
+                    is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
                 }
                 _ => {}
             }
@@ -93,6 +98,9 @@ async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {
                 is_ethernet: kind == LinkLayerType::Ether,
                 has_routes: false,
                 has_default_route: false,
+                has_single_routes: false,
+                leads_elsewhere: is_veth && leads_elsewhere,
+                mtu,
                 bridge: controller.filter(|_| is_bridge_port),
                 addresses: PerFamily::from_fn(|_| None),
             };
@@ -120,8 +128,11 @@ async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {
     ] {
         let mut routes = handle.route().get(all).execute();
         while let Some(route) = routes.try_next().await? {
+            let is_single = is_to_single_address(&route);
             for index in devices_of(&route) {
                 if let Some(device) = devices.get_mut(&index) {
+                    device.has_single_routes =
+                        is_single && (device.has_single_routes || !device.has_routes);
                     device.has_routes = true;
                     device.has_default_route |= route.header.destination_prefix_length == 0;
                 }
@@ -129,6 +140,21 @@ async fn read(handle: &Handle) -> Result<Vec<Device>, AddressError> {
         }
     }
     Ok(devices.into_values().collect())
+}
+
+/// Whether a route leads to one address, and to that without a router on the way.
+fn is_to_single_address(route: &RouteMessage) -> bool {
+    let address_bits = match route.header.address_family {
+        AddressFamily::Inet => 32,
+        _ => 128,
+    };
+    let has_router = route.attributes.iter().any(|attribute| {
+        matches!(
+            attribute,
+            RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
+        )
+    });
+    route.header.destination_prefix_length == address_bits && !has_router
 }
 
 /// The devices that a route leads to, if it leads to other machines.

@@ -56,8 +56,20 @@ pub struct Flow {
     pub frontend: FrontendKey,
     /// One of [`NEW`], [`AGREED`], [`ESTABLISHED`], [`CLOSING`], [`PENDING`].
     pub state: u8,
+    /// One of [`BY_ROUTES`], [`NOT_KNOWN`], [`TO_POD`], [`TO_NEIGHBOUR`].
+    pub way: u8,
+    /// 1 if these are answers and the packets that they answer were told where the back end is.
+    pub has_told: u8,
     /// Zero.
-    pub padding: [u8; 3],
+    pub padding: u8,
+    /// The device that leads to the receiver, if there is a way.
+    pub device: u32,
+    /// For a pod: whom Ethernet frames go to there, and who they are from.
+    pub frame: [u16; 6],
+    /// For a neighbour: when the kernel last sent a packet there, in [`ticks`].
+    pub seen_at: u32,
+    /// Zero.
+    pub more_padding: u32,
 }
 
 /// A connection that is not used for so many nanoseconds is forgotten: as kube-proxy sets it for established ones of TCP, and else as
@@ -96,6 +108,25 @@ pub const PENDING: u8 = 3;
 
 /// The server has agreed to a connection; the client has not been heard of since.
 pub const AGREED: u8 = 4;
+
+/// The kernel routes the packets.
+pub const BY_ROUTES: u8 = 0;
+
+/// The kernel routes the packets until it is known where it sends them.
+pub const NOT_KNOWN: u8 = 1;
+
+/// The packets go to the pod at the other end of the device.
+pub const TO_POD: u8 = 2;
+
+/// The packets go out at the device, to whom the kernel knows there.
+pub const TO_NEIGHBOUR: u8 = 3;
+
+/// Some seconds, in nanoseconds, and so much of a time that a change of routes may take to be followed.
+#[must_use]
+#[inline(always)]
+pub const fn ticks(nanoseconds: u64) -> u32 {
+    (nanoseconds >> 30) as u32
+}
 
 /// The ports that masqueraded connections get: the first, and how many. They lie outside Linux' range for sockets that
 /// do not choose their port.
@@ -170,15 +201,19 @@ pub struct Device {
     pub v6: Address,
     /// 1 if what comes from there comes from pods.
     pub has_pods: u32,
+    /// 1 if a pod is at its other end, and nobody else.
+    pub is_of_pod: u32,
+    /// How long packets may be there, in bytes.
+    pub mtu: u32,
 }
 
 // The sums of the fields' sizes: there is no implicit padding.
 const _: () = {
     assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2 + 1 + 3);
-    assert!(size_of::<Flow>() == 40 + 8 + 20 + 1 + 3);
+    assert!(size_of::<Flow>() == 40 + 8 + 20 + 4 + 4 + 12 + 4 + 4);
     assert!(size_of::<Counter>() == 3 * 8);
     assert!(size_of::<FragmentKey>() == 16 + 16 + 4 + 4);
     assert!(size_of::<SourceKey>() == 16 + 20 + 4);
     assert!(size_of::<AllowedKey>() == 20 + 16);
-    assert!(size_of::<Device>() == 16 + 16 + 4);
+    assert!(size_of::<Device>() == 16 + 16 + 3 * 4);
 };

@@ -11,8 +11,9 @@ mod flow;
 mod maglev;
 
 pub use flow::{
-    AGREED, AllowedKey, CLOSING, Counter, Device, ESTABLISHED, Flow, FragmentKey, MASQUERADE_PORTS,
-    NEW, NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE, Tuple,
+    AGREED, AllowedKey, BY_ROUTES, CLOSING, Counter, Device, ESTABLISHED, Flow, FragmentKey,
+    MASQUERADE_PORTS, NEW, NOT_KNOWN, NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE,
+    TO_NEIGHBOUR, TO_POD, Tuple, ticks,
 };
 pub use maglev::{
     PIECE_SLOTS, Piece, PieceKey, Table, TableKey, hash_of_address, hash_of_client, hash_of_flow,
@@ -203,6 +204,10 @@ pub struct Settings {
     pub node_namespace: u64,
     /// Whether it is known which clients are pods, for IPv4 and IPv6: 1 or 0.
     pub knows_pods: [u32; 2],
+    /// 1 if packets of open connections go past the node's routing.
+    pub has_fast_path: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 #[cfg(feature = "user")]
@@ -286,5 +291,5 @@ const _: () = {
     assert!(size_of::<ClientKey>() == 8 + 20 + 4);
     assert!(size_of::<Choice>() == 8 + 20 + 4);
     assert!(size_of::<PeerKey>() == 8 + 20 + 4);
-    assert!(size_of::<Settings>() == 8 + 8);
+    assert!(size_of::<Settings>() == 8 + 2 * 4 + 4 + 4);
 };

@@ -325,6 +325,8 @@ impl Node {
         let settings = bpf::Settings {
             node_namespace: 1,
             knows_pods: [knows.into(); 2],
+            has_fast_path: 0,
+            padding: 0,
         };
         let map = self.loaded.map_mut("settings").unwrap();
         let mut map: Array<_, bpf::Settings> = map.try_into().unwrap();
@@ -341,6 +343,8 @@ impl Node {
             v4: own(true),
             v6: own(false),
             has_pods: has_pods.into(),
+            is_of_pod: 0,
+            mtu: 1_500,
         };
         self.map("devices").insert(index, device, 0).unwrap();
     }

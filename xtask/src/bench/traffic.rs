@@ -85,6 +85,7 @@ pub(super) fn run(args: &Args, binary: &FilePath) -> Result<()> {
         Proxy::new("proxyd nftables", binary)?,
         Proxy::at_sockets("proxyd ebpf", binary)?,
         Proxy::at_devices("proxyd ebpf, devices", binary)?,
+        Proxy::on_fast_path("proxyd ebpf, fast path", binary)?,
     ];
     match &args.peer {
         Some(peer) => proxies.push(Proxy::peer(peer)?),

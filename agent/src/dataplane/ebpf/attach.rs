@@ -47,7 +47,7 @@ const PROGRAMS: [&str; 8] = [
 
 /// What the maps' keys and values look like. Who changes them, or the maps' kinds, counts this up: maps of another layout
 /// are not taken over.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 
 /// The maps, which are pinned by their names.
 const MAPS: [&str; 19] = [
@@ -102,6 +102,8 @@ pub(super) fn attach(
     let settings = bpf::Settings {
         node_namespace: usable.node_namespace,
         knows_pods: Family::ALL.map(|family| detector.get(family).knows_pods().into()),
+        has_fast_path: places.fast_path.into(),
+        padding: 0,
     };
     set(&mut loaded, settings)?;
     let mut links = Vec::new();

@@ -39,6 +39,8 @@ pub(super) fn of_node(devices: &[Device]) -> bpf::Device {
         v4: main(Family::V4),
         v6: main(Family::V6),
         has_pods: 0,
+        is_of_pod: 0,
+        mtu: 0,
     }
 }
 
@@ -58,6 +60,8 @@ impl Selection {
                 v4: own(Family::V4, node.v4),
                 v6: own(Family::V6, node.v6),
                 has_pods: self.has_pods(device, devices).into(),
+                is_of_pod: (device.leads_elsewhere && device.has_single_routes).into(),
+                mtu: device.mtu,
             };
             let wanted = Wanted {
                 name: device.name.clone(),
@@ -119,11 +123,14 @@ mod tests {
 
     fn device(name: &str, address: Option<&str>, is_uplink: bool) -> Device {
         Device {
-            index: name.len() as u32,
+            index: name.bytes().map(u32::from).sum(),
             name: name.to_owned(),
             is_ethernet: true,
             has_routes: true,
             has_default_route: is_uplink,
+            has_single_routes: !is_uplink,
+            leads_elsewhere: true,
+            mtu: 1_500,
             bridge: None,
             addresses: PerFamily::from_fn(|family| {
                 address.map(ip).filter(|ip| Family::of(*ip) == family)
@@ -181,6 +188,23 @@ mod tests {
                 .values()
                 .all(|wanted| wanted.told.v6 == bpf::Address::NONE)
         );
+    }
+
+    #[test]
+    fn behind_a_device_is_a_pod_if_its_other_end_is_elsewhere_and_leads_to_no_network() {
+        let [mut here, mut bridge] = ["tap1", "cni0"].map(|name| device(name, None, false));
+        here.leads_elsewhere = false;
+        bridge.has_single_routes = false;
+        let devices = [
+            here,
+            bridge,
+            device("cali1", None, false),
+            device("e0", None, true),
+        ];
+        let wanted = selection(&[], &Detector::None).of(&devices);
+        let mut of_pods = wanted.values().filter(|wanted| wanted.told.is_of_pod != 0);
+        assert_eq!(of_pods.next().map(|wanted| &*wanted.name), Some("cali1"));
+        assert_eq!(of_pods.next(), None);
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct Places {
     pub devices: Vec<String>,
     /// Whether programs are attached to devices by links, where the kernel has such.
     pub tcx: bool,
+    /// Whether packets of known connections go past the node's routing and firewall.
+    pub fast_path: bool,
     /// How many slots tables of consistent hashing have.
     pub table_size: TableSize,
     /// How many connections devices can carry at a time, in tables that are made anew.

@@ -64,6 +64,8 @@ enum By {
     Sockets,
     /// Programs at the devices that its packets pass.
     Devices,
+    /// The same, and packets of known connections go past the node's routing.
+    FastPath,
 }
 
 impl Proxy {
@@ -89,6 +91,14 @@ impl Proxy {
     pub(super) fn at_devices(name: &str, binary: &Path) -> Result<Self> {
         Ok(Self {
             by: By::Devices,
+            ..Self::new(name, binary)?
+        })
+    }
+
+    /// As [`at_devices`](Self::at_devices), past the node's routing.
+    pub(super) fn on_fast_path(name: &str, binary: &Path) -> Result<Self> {
+        Ok(Self {
+            by: By::FastPath,
             ..Self::new(name, binary)?
         })
     }
@@ -183,10 +193,11 @@ impl Station {
                 let pods = [&station.client, &station.server];
                 Some(Sockets::of(&pods.map(|pod| &pod.host.netns)))
             }
-            By::Devices => Some(Sockets::of(&[])),
+            By::Devices | By::FastPath => Some(Sockets::of(&[])),
         };
         let programs = sockets.iter().flat_map(Sockets::args);
-        let args: Vec<&str> = args.into_iter().chain(programs).collect();
+        let fast = (proxy.by == By::FastPath).then_some("--fast-path");
+        let args: Vec<&str> = args.into_iter().chain(programs).chain(fast).collect();
         let binary = utf8(&proxy.binary)?;
         let mut agent = Agent::start_binary(binary, &node.netns, &args);
         station.wait(&mut agent)?;
