@@ -112,6 +112,8 @@ pub enum Via {
     Rules,
     /// The programs of `--backend ebpf` at devices, which see no client's socket. Those of node-1 itself are not served so.
     Devices,
+    /// The same, with `--fast-path`.
+    FastPath,
     /// All programs of `--backend ebpf`. The same endpoints are reached; but a client on
     /// node-1 whose socket was balanced keeps its own address, also where rules would have to masquerade: its
     /// packets carry the endpoint's address from the start, so replies find their way back. And NodePorts are at
@@ -199,6 +201,9 @@ impl<'a> Scene<'a> {
         let nobodys = Sockets::of(&[]);
         stage = stage.restart(&[self.args, &nobodys.args()].concat());
         wrong.extend(self.wrong(&stage.cast, Via::Devices, &planned, &untouched));
+        let fast = ["--fast-path"];
+        stage = stage.restart(&[self.args, &nobodys.args(), &fast].concat());
+        wrong.extend(self.wrong(&stage.cast, Via::FastPath, &planned, &untouched));
         let sockets = Sockets::of(&stage.cast.namespaces_here());
         // Programs are detached one after the other, a moment later: two sets of them must not do a part each.
         stage = stage.restart_without(nobodys, &[self.args, &sockets.args()].concat());
@@ -333,7 +338,7 @@ impl<'a> Scene<'a> {
         for call in self.calls(cast, row) {
             let is_left = match via {
                 Via::Rules => false,
-                Via::Devices => row.from == "node-1" || self.is_absent(&call),
+                Via::Devices | Via::FastPath => row.from == "node-1" || self.is_absent(&call),
                 Via::Programs => self.is_absent(&call),
             };
             if is_left {
@@ -350,7 +355,7 @@ impl<'a> Scene<'a> {
             }
             let keeps_source = via == Via::Programs && self.is_balanced(row, &call);
             let (call, expected) = match via {
-                Via::Rules | Via::Devices => (call, row.expected.clone()),
+                Via::Rules | Via::Devices | Via::FastPath => (call, row.expected.clone()),
                 Via::Programs => self.by_programs(row, &call),
             };
             let real = real::check(cast, &call, (&expected, keeps_source), untouched).err();

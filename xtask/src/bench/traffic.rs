@@ -37,6 +37,10 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     rounds: u32,
 
+    /// Measures only proxies with this in their names, beside a node without any, so that a profiler sees nothing else.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+
     /// A kube-proxy to measure in the same rounds.
     #[arg(long, value_name = "PATH/kube-proxy")]
     peer: Option<PathBuf>,
@@ -91,6 +95,7 @@ pub(super) fn run(args: &Args, binary: &FilePath) -> Result<()> {
         Some(peer) => proxies.push(Proxy::peer(peer)?),
         None => println!("NOT RUN: peer: give --peer PATH/kube-proxy to measure it beside"),
     }
+    proxies.retain(|proxy| proxy.name.contains(&args.only));
     let stations = stations(&proxies, &args.services)?;
     let mut paths = Vec::new();
     for station in &stations {

@@ -142,11 +142,10 @@ impl Skeleton {
     pub fn text(&self) -> String {
         let ip = self.nft_family();
         let version = &self.version;
-        let translation = match self.duty {
-            Duty::Balance => self.translation(),
-            Duty::Refuse => String::new(),
+        let chains = match self.duty {
+            Duty::Balance => self.translation() + &self.filters(),
+            Duty::Refuse => self.filters_alone(),
         };
-        let filters = self.filters();
         format!(
             r#"table {ip} {TABLE} {{
 	comment "{version}"
@@ -218,7 +217,7 @@ impl Skeleton {
 		flags interval
 	}}
 
-{translation}{filters}}}
+{chains}}}
 "#
         )
     }
@@ -229,7 +228,7 @@ impl Skeleton {
         let mark = self.mark;
         let unmark = !self.mark;
         let remember = self.remember_text();
-        let verdicts = self.verdicts_text();
+        let verdicts = self.verdicts_text().concat();
         format!(
             r#"	chain nat-prerouting {{
 		type nat hook prerouting priority -100; policy accept;
@@ -273,51 +272,38 @@ impl Skeleton {
         )
     }
 
-    /// The chains that refuse and drop.
+    /// The chains that refuse and drop, beside those that balance.
     fn filters(&self) -> String {
-        let ip = self.nft_family();
-        let (new, only_new, dropped) = match self.duty {
-            Duty::Balance => ("ct state new ", "", String::new()),
-            // What others balance has another destination before it comes here.
-            Duty::Refuse => (
-                "",
-                "\t\tmeta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn return\n",
-                self.verdicts_text(),
-            ),
-        };
+        let guard = self.guard_text();
+        let [refused, refused_here, unserved] = self.refusals_text();
         format!(
             r#"	# Before any translation: sources that may not call an address.
 	chain filter-prerouting {{
 		type filter hook prerouting priority -110; policy accept;
-		{new}goto guard
+		ct state new goto guard
 	}}
 	chain filter-output-guard {{
 		type filter hook output priority -110; policy accept;
-		{new}goto guard
+		ct state new goto guard
 	}}
 	chain guard {{
-{only_new}		{ip} daddr . meta l4proto . th dport @guarded {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed-sources drop
-	}}
+{guard}	}}
 
 	# After the translation: what no Service took.
 	chain filter-input {{
 		type filter hook input priority -110; policy accept;
-		{new}goto refuse
+		ct state new goto refuse
 	}}
 	chain filter-forward {{
 		type filter hook forward priority -110; policy accept;
-		{new}goto refuse
+		ct state new goto refuse
 	}}
 	chain filter-output {{
 		type filter hook output priority -90; policy accept;
-		{new}goto refuse
+		ct state new goto refuse
 	}}
 	chain refuse {{
-{only_new}{dropped}		{ip} daddr . meta l4proto . th dport vmap @no-endpoints
-		{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @no-endpoint-node-ports
-		{ip} daddr @cluster-ips goto {REJECT_CHAIN}
-		{ip} daddr @service-networks drop
-	}}
+{refused}{refused_here}{unserved}	}}
 	chain {REJECT_CHAIN} {{
 		meta l4proto tcp reject with tcp reset
 		reject
@@ -326,13 +312,75 @@ impl Skeleton {
         )
     }
 
-    /// The rules that find what happens to a new connection.
-    fn verdicts_text(&self) -> String {
+    /// The chains that refuse and drop, where others balance: what those serve has another destination before it comes here. Packets of
+    /// connections that are open pass one chain, and two rules of it.
+    fn filters_alone(&self) -> String {
+        let guard = self.guard_text();
+        let [at_addresses, at_node_ports] = self.verdicts_text();
+        let [refused, refused_here, unserved] = self.refusals_text();
+        let only_new = "\t\tmeta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn accept\n";
+        format!(
+            r#"	chain filter-input {{
+		type filter hook input priority -110; policy accept;
+{only_new}		goto refuse-here
+	}}
+	chain filter-forward {{
+		type filter hook forward priority -110; policy accept;
+{only_new}		goto refuse
+	}}
+	chain filter-output {{
+		type filter hook output priority -90; policy accept;
+{only_new}		goto refuse-here
+	}}
+	# NodePorts are at addresses of this node.
+	chain refuse-here {{
+		jump refuse
+{at_node_ports}{refused_here}	}}
+	chain refuse {{
+{guard}{at_addresses}{refused}{unserved}	}}
+	chain {REJECT_CHAIN} {{
+		meta l4proto tcp reject with tcp reset
+		reject
+	}}
+"#
+        )
+    }
+
+    /// The rule that stops sources which may not call an address.
+    fn guard_text(&self) -> String {
         let ip = self.nft_family();
         format!(
-            "\t\t{ip} daddr . meta l4proto . th dport vmap @services\n\
-             \t\t{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @node-ports\n"
+            "\t\t{ip} daddr . meta l4proto . th dport @guarded \
+             {ip} daddr . meta l4proto . th dport . {ip} saddr != @allowed-sources drop\n"
         )
+    }
+
+    /// The rules that refuse what is called without an endpoint: an address, a NodePort, and what is no Service's.
+    fn refusals_text(&self) -> [String; 3] {
+        let ip = self.nft_family();
+        let [at_addresses, at_node_ports] =
+            self.lookups_text(["no-endpoints", "no-endpoint-node-ports"]);
+        let unserved = format!(
+            "\t\t{ip} daddr @cluster-ips goto {REJECT_CHAIN}\n\
+             \t\t{ip} daddr @service-networks drop\n"
+        );
+        [at_addresses, at_node_ports, unserved]
+    }
+
+    /// The rules that find what happens to a new connection, to an address and to a NodePort.
+    fn verdicts_text(&self) -> [String; 2] {
+        self.lookups_text(["services", "node-ports"])
+    }
+
+    /// The rules that look an address up in a map, and a NodePort in another one.
+    fn lookups_text(&self, [addresses, node_ports]: [&str; 2]) -> [String; 2] {
+        let ip = self.nft_family();
+        [
+            format!("\t\t{ip} daddr . meta l4proto . th dport vmap @{addresses}\n"),
+            format!(
+                "\t\t{ip} daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @{node_ports}\n"
+            ),
+        ]
     }
 
     /// The rules that find who remembers a new connection. The port that a client called has a type only beside
