@@ -33,7 +33,7 @@ fn goes_on(fate: Fate, packet: Vec<u8>) -> Vec<u8> {
     match fate {
         Fate::Left => packet,
         Fate::Became(packet) => packet,
-        Fate::Dropped => panic!("it is dropped"),
+        fate => panic!("{fate:?}"),
     }
 }
 
@@ -147,6 +147,7 @@ fn an_error_about_a_fragment_is_understood_if_that_has_ports() {
                 has_options: true,
                 extensions: vec![60],
                 fragment: Some(fragment),
+                ..Shape::default()
             };
             let quoted = kind.shaped(to.answer(), &kind.segment(to.answer(), Part::Data), &shape);
             let ends = (to.from.ip(), to.to.ip());

@@ -17,13 +17,13 @@ fn fragments(kind: Kind, talk: Talk, id: u16, extensions: &[u8]) -> Vec<Vec<u8>>
     let ends = CUTS.into_iter().chain([datagram.len()]);
     let fragment = |(start, end): (usize, usize)| {
         let shape = Shape {
-            has_options: false,
             extensions: extensions.to_vec(),
             fragment: Some(Fragment {
                 id,
                 offset: u16::try_from(start / 8).unwrap(),
                 more: end < datagram.len(),
             }),
+            ..Shape::default()
         };
         kind.framed(&kind.shaped(talk, &datagram[start..end], &shape))
     };
@@ -35,7 +35,7 @@ fn all(packets: &[Vec<u8>], mut fate: impl FnMut(&[u8]) -> Fate) -> Vec<Vec<u8>>
     let goes_on = |packet: &Vec<u8>| match fate(packet) {
         Fate::Left => packet.clone(),
         Fate::Became(packet) => packet,
-        Fate::Dropped => panic!("it is dropped"),
+        fate => panic!("{fate:?}"),
     };
     packets.iter().map(goes_on).collect()
 }
@@ -142,7 +142,7 @@ fn ipv4_options_and_up_to_four_ipv6_extension_headers_are_passed_over() {
             let shape = Shape {
                 has_options: true,
                 extensions: extensions.to_vec(),
-                fragment: None,
+                ..Shape::default()
             };
             kind.framed(&kind.shaped(talk, &kind.segment(talk, Part::Data), &shape))
         };

@@ -17,6 +17,7 @@
 )]
 
 mod errors;
+mod fast_path;
 mod fragments;
 mod hostile;
 mod lifetimes;

@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use ipnet::IpNet;
+use nix::ifaddrs::getifaddrs;
 use proxyd_ebpf_common as bpf;
 use proxyd_tests::netns::Netns;
 use proxyd_tests::netns::link::Link as VethLink;
@@ -35,9 +36,10 @@ const MAPS: [&str; 11] = [
     "fragments",
 ];
 
-/// What programs say: the packet goes on, or it is dropped.
+/// What programs say: the packet goes on, is dropped, or goes to another device.
 const UNSPEC: i32 = -1;
 const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
 
 /// The devices, by their indexes: one to the world, and one to pods.
 pub(crate) const UPLINK: u32 = 11;
@@ -62,6 +64,8 @@ pub(crate) enum Fate {
     Left,
     /// It goes on as this one.
     Became(Vec<u8>),
+    /// It goes to another device at once, as this one.
+    Sent(Vec<u8>),
     Dropped,
 }
 
@@ -98,6 +102,17 @@ pub(crate) fn check_where(
         }
         IDLE.lock().unwrap().push(loaded);
     });
+}
+
+/// The Ethernet address of a device, without which a packet is not for the node.
+pub(crate) fn address_of(device: u32) -> [u8; 6] {
+    let names = [(UPLINK, "uplink"), (PODS, "pods")];
+    let (_, name) = names.iter().find(|(index, _)| *index == device).unwrap();
+    let mut found = getifaddrs()
+        .unwrap()
+        .filter(|found| found.interface_name == *name);
+    let address = found.find_map(|found| found.address?.as_link_addr()?.addr());
+    address.unwrap()
 }
 
 /// A namespace with the devices, for all tests.
@@ -178,6 +193,7 @@ impl Node {
             SHOT => Fate::Dropped,
             UNSPEC if out == packet => Fate::Left,
             UNSPEC => Fate::Became(out),
+            REDIRECT => Fate::Sent(out),
             other => panic!("{name} says {other}"),
         }
     }
@@ -199,6 +215,7 @@ impl Node {
         match fate {
             Fate::Dropped => None,
             Fate::Left => Some(talk),
+            Fate::Sent(_) => panic!("{part:?} of {talk:?} goes to another device at once"),
             Fate::Became(packet) => {
                 let became = self.kind.read(&packet);
                 assert_eq!(packet, self.kind.packet(became, part), "{became:?}");
@@ -322,10 +339,23 @@ impl Node {
 
     /// Whether it is known who is a pod.
     pub(crate) fn knows_pods(&mut self, knows: bool) {
+        self.set(knows, false);
+    }
+
+    /// Has packets of known connections go past the node's routing, and a pod at the device of pods.
+    pub(crate) fn has_fast_path(&mut self) {
+        self.set(true, true);
+        let mut devices = self.map::<u32, bpf::Device>("devices");
+        let mut device = devices.get(&PODS, 0).unwrap();
+        device.is_of_pod = 1;
+        devices.insert(PODS, device, 0).unwrap();
+    }
+
+    fn set(&mut self, knows_pods: bool, has_fast_path: bool) {
         let settings = bpf::Settings {
             node_namespace: 1,
-            knows_pods: [knows.into(); 2],
-            has_fast_path: 0,
+            knows_pods: [knows_pods.into(); 2],
+            has_fast_path: has_fast_path.into(),
             padding: 0,
         };
         let map = self.loaded.map_mut("settings").unwrap();
@@ -366,6 +396,8 @@ impl Node {
             let flows: Vec<_> = map.iter().map(Result::unwrap).collect();
             for (key, mut flow) in flows {
                 flow.used_at = older(flow.used_at);
+                let ticks = bpf::ticks(seconds * 1_000_000_000);
+                flow.seen_at = flow.seen_at.saturating_sub(ticks);
                 map.insert(key, flow, 0).unwrap();
             }
         }

@@ -175,7 +175,7 @@ impl Kind {
         }
     }
 
-    fn payload(self, part: Part) -> &'static [u8] {
+    pub(crate) fn payload(self, part: Part) -> &'static [u8] {
         match (self.protocol, part) {
             (Protocol::Udp, _) | (_, Part::Data) => b"what was asked for, and a byte more",
             _ => b"",
@@ -275,6 +275,9 @@ pub(crate) enum Part {
     Rst,
 }
 
+/// How many routers packets may pass.
+pub(crate) const HOPS: u8 = 61;
+
 /// What is unusual about an IP packet.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shape {
@@ -284,6 +287,8 @@ pub(crate) struct Shape {
     pub(crate) extensions: Vec<u8>,
     /// Which part of a datagram it is.
     pub(crate) fragment: Option<Fragment>,
+    /// How many routers it has passed more than others.
+    pub(crate) routers: u8,
 }
 
 /// Which part of a datagram a packet is.
@@ -358,7 +363,9 @@ pub(crate) fn ip_packet(
     match (octets(from), octets(to)) {
         (Octets::V4(from), Octets::V4(to)) => {
             let length = u16::try_from(payload.len()).unwrap();
-            let mut header = Ipv4Header::new(length, 61, IpNumber(protocol), from, to).unwrap();
+            let mut header =
+                Ipv4Header::new(length, HOPS - shape.routers, IpNumber(protocol), from, to)
+                    .unwrap();
             header.dont_fragment = false;
             if shape.has_options {
                 header.options = [1; 8].into();
@@ -377,7 +384,7 @@ pub(crate) fn ip_packet(
             let header = Ipv6Header {
                 payload_length: u16::try_from(extensions.len() + payload.len()).unwrap(),
                 next_header: IpNumber(first),
-                hop_limit: 61,
+                hop_limit: HOPS - shape.routers,
                 source,
                 destination,
                 ..Ipv6Header::default()

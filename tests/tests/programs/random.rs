@@ -194,6 +194,7 @@ fn valid(node: &Node, call: Talk, seen: Talk) -> [Vec<Vec<u8>>; 2] {
                     offset: 0,
                     more: true,
                 }),
+                ..Shape::default()
             };
             let about = kind.ip_packet(talk.answer(), Part::Data);
             let ends = (talk.from.ip(), talk.to.ip());

@@ -123,7 +123,7 @@ mod tests {
 
     fn device(name: &str, address: Option<&str>, is_uplink: bool) -> Device {
         Device {
-            index: name.bytes().map(u32::from).sum(),
+            index: name.len() as u32,
             name: name.to_owned(),
             is_ethernet: true,
             has_routes: true,
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn behind_a_device_is_a_pod_if_its_other_end_is_elsewhere_and_leads_to_no_network() {
-        let [mut here, mut bridge] = ["tap1", "cni0"].map(|name| device(name, None, false));
+        let [mut here, mut bridge] = ["tap123", "cni0"].map(|name| device(name, None, false));
         here.leads_elsewhere = false;
         bridge.has_single_routes = false;
         let devices = [
