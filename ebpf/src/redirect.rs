@@ -116,7 +116,16 @@ pub fn can_take(ctx: &TcContext, work: &Work, flow: &Flow, now: u64) -> bool {
     {
         return false;
     }
-    flow.way == TO_POD || (flow.seen_at == ticks(now) && fits(ctx, packet, flow.device))
+    // SAFETY: the value is copied at once.
+    let Some(Device { is_of_pod, mtu, .. }) = (unsafe { DEVICES.get(flow.device) }).copied() else {
+        // It is gone, and the kernel may know another.
+        return false;
+    };
+    if flow.way == TO_POD {
+        is_of_pod != 0
+    } else {
+        flow.seen_at == ticks(now) && fits(ctx, packet, mtu)
+    }
 }
 
 /// Translates a packet and sends it the way of its flow.
@@ -170,11 +179,7 @@ fn pass_router(ctx: &TcContext, packet: &Packet) -> Result<(), i64> {
 
 /// Whether a packet is no longer than a device takes it; one that will be cut, whether its parts are.
 #[inline(always)]
-fn fits(ctx: &TcContext, packet: &Packet, device: u32) -> bool {
-    // SAFETY: the value is copied at once.
-    let Some(Device { mtu, .. }) = (unsafe { DEVICES.get(device) }).copied() else {
-        return false;
-    };
+fn fits(ctx: &TcContext, packet: &Packet, mtu: u32) -> bool {
     // SAFETY: the kernel gives a valid context.
     let part = unsafe { (*ctx.skb.skb).gso_size };
     if part == 0 {

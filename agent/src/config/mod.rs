@@ -118,11 +118,14 @@ impl Config {
 
         let backend = cli.backend.backend;
         let closes_tcp = cli.backend.close_tcp_of_deleted_endpoints;
-        if closes_tcp && backend != Backend::Ebpf {
-            notes.push(
-                "--close-tcp-of-deleted-endpoints has no effect without --backend ebpf".to_owned(),
-            );
-        }
+        let for_programs = [
+            (closes_tcp, "--close-tcp-of-deleted-endpoints"),
+            (cli.backend.fast_path, "--fast-path"),
+        ];
+        let idle = for_programs
+            .iter()
+            .filter(|(is_given, _)| *is_given && backend != Backend::Ebpf);
+        notes.extend(idle.map(|(_, flag)| format!("{flag} has no effect without --backend ebpf")));
         let places = Places {
             cgroup: cli.backend.cgroup.take(),
             pins: std::mem::take(&mut cli.backend.bpf_path),

@@ -75,6 +75,21 @@ fn packets_but_the_first_are_handed_to_the_pod_and_sent_to_the_client() {
 }
 
 #[test]
+fn where_the_device_of_a_pod_is_gone_the_kernel_is_asked() {
+    check_where(is_ethernet, |node| {
+        node.has_fast_path();
+        let call = node.call();
+        node.serves(call.to, 0, &[node.backend()]);
+        let inside = begin(node, call);
+        node.loses_device(PODS);
+        let usual = Shape::default();
+        let there = fate(node, UPLINK, call, Part::Data, &usual);
+        let expected = arriving(node, UPLINK, inside, Part::Data, &usual);
+        assert_eq!(there, Fate::Became(expected));
+    });
+}
+
+#[test]
 fn pods_are_answered_at_once() {
     check_where(is_ethernet, |node| {
         node.has_fast_path();

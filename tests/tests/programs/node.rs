@@ -351,6 +351,13 @@ impl Node {
         devices.insert(PODS, device, 0).unwrap();
     }
 
+    /// A device goes.
+    pub(crate) fn loses_device(&mut self, index: u32) {
+        self.map::<u32, bpf::Device>("devices")
+            .remove(&index)
+            .unwrap();
+    }
+
     fn set(&mut self, knows_pods: bool, has_fast_path: bool) {
         let settings = bpf::Settings {
             node_namespace: 1,

@@ -95,6 +95,7 @@ impl Hooks {
             .build()
             .map_err(DataplaneError::Netlink)?;
         let run = move || {
+            let failed = first.clone();
             let mut first = Some(first);
             let take = |devices: &[Device]| {
                 let node = devices::of_node(devices);
@@ -112,6 +113,8 @@ impl Hooks {
                 let mut take = take;
                 while let Err(error) = watch(links::INTERVAL, &mut take).await {
                     warn!("{error}; trying again");
+                    // Somebody waits for that at the first time only.
+                    let _ = failed.send(Err(DataplaneError::bpf("asking for devices", error)));
                     tokio::time::sleep(links::INTERVAL).await;
                 }
             };
