@@ -21,8 +21,8 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(
     "/../ebpf/objects/proxyd-ebpf.o"
 ));
 
-/// The maps that take their memory at once.
-const MAPS: [&str; 11] = [
+/// The maps that take their memory at once, beside those of connections.
+const MAPS: [&str; 9] = [
     "frontends",
     "backends",
     "members",
@@ -31,8 +31,6 @@ const MAPS: [&str; 11] = [
     "tcp_peers",
     "udp_peers",
     "source_affinity",
-    "ingress_flows",
-    "egress_flows",
     "fragments",
 ];
 
@@ -353,9 +351,8 @@ impl Node {
 
     /// A device goes.
     pub(crate) fn loses_device(&mut self, index: u32) {
-        self.map::<u32, bpf::Device>("devices")
-            .remove(&index)
-            .unwrap();
+        let mut devices = self.map::<u32, bpf::Device>("devices");
+        devices.remove(&index).unwrap();
     }
 
     fn set(&mut self, knows_pods: bool, has_fast_path: bool) {

@@ -48,10 +48,12 @@ enum Source {
         map: (&'static str, &'static str),
     },
     /// In the maps of programs.
-    Programs {
-        frontends: HashMap<MapData, bpf::FrontendKey, bpf::Frontend>,
-        backends: HashMap<MapData, bpf::BackendKey, bpf::Destination>,
-    },
+    Programs(Box<Maps>),
+}
+
+struct Maps {
+    frontends: HashMap<MapData, bpf::FrontendKey, bpf::Frontend>,
+    backends: HashMap<MapData, bpf::BackendKey, bpf::Destination>,
 }
 
 impl Kernel {
@@ -77,18 +79,19 @@ impl Kernel {
     /// Opens the maps of programs.
     pub(super) fn of_programs(programs: &Sockets) -> Result<Self> {
         let open = |name| Map::from_map_data(MapData::from_pin(programs.map(name))?);
-        Ok(Self(Source::Programs {
+        let maps = Maps {
             frontends: open("frontends")?.try_into()?,
             backends: open("backends")?.try_into()?,
-        }))
+        };
+        Ok(Self(Source::Programs(Box::new(maps))))
     }
 
     /// Whether TCP connections to port 80 of a ClusterIP are balanced: the Service is there, and has endpoints.
     pub(super) fn serves(&self, cluster_ip: Ipv4Addr) -> Result<bool> {
         match &self.0 {
             Source::Rules { socket, map } => Ok(look_up(socket, *map, &key(cluster_ip))?.is_some()),
-            Source::Programs { frontends, .. } => {
-                Ok(found(frontends.get(&frontend(cluster_ip), 0))?.is_some())
+            Source::Programs(maps) => {
+                Ok(found(maps.frontends.get(&frontend(cluster_ip), 0))?.is_some())
             }
         }
     }
@@ -117,12 +120,12 @@ impl Kernel {
                 let answer = look_up(socket, ENDPOINTS, &key)?;
                 answer.map(|answer| endpoint_in(&answer)).transpose()
             }
-            Source::Programs { backends, .. } => {
+            Source::Programs(maps) => {
                 let key = bpf::BackendKey {
                     frontend: frontend(cluster_ip),
                     index: index.into(),
                 };
-                let backend = found(backends.get(&key, 0))?;
+                let backend = found(maps.backends.get(&key, 0))?;
                 let ip = backend.map(|backend| match backend.address.into() {
                     IpAddr::V4(ip) => Ok(ip),
                     IpAddr::V6(ip) => bail!("{cluster_ip} leads to {ip}"),

@@ -118,10 +118,14 @@ impl Watcher {
                             .all(|heard| self.report_change(heard, &by))
                     }),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
-                // More was told than there was room for (ENOBUFS): anything may have happened.
+                // More was told than there was room for (ENOBUFS): anything may have happened. It may go on: the kernel tells nothing
+                // more, nor that it does not, until all that is there was received.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
                     notices = Notices::default();
-                    self.report_unheard()
+                    self.socket.set_non_blocking(true).is_ok() && self.report_unheard()
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.socket.set_non_blocking(false).is_ok() && self.report_unheard()
                 }
                 Err(error) => {
                     warn!("what others do to the rules is not heard any more: {error}");
