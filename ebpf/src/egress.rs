@@ -7,7 +7,7 @@ use proxyd_ebpf_common::{Address, PENDING};
 
 use crate::flow::{masquerade, now, touch};
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS};
-use crate::packet::parse;
+use crate::packet::{device, parse};
 use crate::redirect::note_way;
 use crate::translate::{is_translated, translate};
 use crate::work::{Direction, work};
@@ -39,10 +39,8 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         return None;
     }
     if flow.state == PENDING {
-        // SAFETY: the kernel gives a valid context.
-        let device = unsafe { (*ctx.skb.skb).ifindex };
         // SAFETY: the value is copied at once.
-        let Some(device) = (unsafe { DEVICES.get(device) }) else {
+        let Some(device) = (unsafe { DEVICES.get(device(ctx)) }) else {
             return Some(SHOT);
         };
         let node = if work.packet.is_v4 {

@@ -14,7 +14,7 @@ use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, now, receiver,
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
-use crate::packet::{Packet, parse};
+use crate::packet::{Packet, device, parse};
 use crate::redirect::{answer, can_take, note_client, send};
 use crate::translate::{is_translated, translate};
 use crate::work::{Direction, Work, work};
@@ -80,7 +80,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             return None;
         }
     };
-    note_client(ctx, &mut work.flow);
+    note_client(ctx, &mut work.flow, has_fast_path);
     if begin(work, masqueraded).is_none() {
         return Some(SHOT);
     }
@@ -216,10 +216,8 @@ fn knows_pods(is_v4: bool) -> bool {
 
 #[inline(always)]
 fn is_pod(ctx: &TcContext, source: &Address) -> bool {
-    // SAFETY: the kernel gives a valid context.
-    let device = unsafe { (*ctx.skb.skb).ifindex };
     // SAFETY: the value is looked at at once.
-    let has_pods = unsafe { DEVICES.get(device) }.is_some_and(|device| device.has_pods != 0);
+    let has_pods = unsafe { DEVICES.get(device(ctx)) }.is_some_and(|device| device.has_pods != 0);
     let address = NetworkKey { address: *source };
     let bits = 8 * size_of::<NetworkKey>() as u32;
     has_pods || POD_NETWORKS.get(&Key::new(bits, address)).is_some()

@@ -84,6 +84,13 @@ impl Packet {
     }
 }
 
+/// The index of the device that a packet is at.
+#[inline(always)]
+pub fn device(ctx: &TcContext) -> u32 {
+    // SAFETY: the kernel gives a valid context.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
 /// Takes apart what comes behind `l3` bytes. `None`: it is none of those that connections to Services consist of.
 #[inline(always)]
 pub fn parse(ctx: &TcContext, l3: u32, packet: &mut Packet) -> Option<()> {

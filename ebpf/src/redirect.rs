@@ -11,7 +11,7 @@ use proxyd_ebpf_common::{BY_ROUTES, Device, Flow, NOT_KNOWN, TO_NEIGHBOUR, TO_PO
 
 use crate::flow::{now, same_tuple, touch};
 use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, SETTINGS};
-use crate::packet::{Packet, TCP};
+use crate::packet::{Packet, TCP, device};
 use crate::translate::translate;
 use crate::work::{Direction, Work};
 use crate::{ETHERNET, SHOT, UNSPEC};
@@ -29,17 +29,16 @@ pub fn is_wanted() -> bool {
 
 /// Notes the way back to a client whose first packet this is, for a new connection.
 #[inline(always)]
-pub fn note_client(ctx: &TcContext, flow: &mut Flow) {
-    flow.way = NOT_KNOWN;
+pub fn note_client(ctx: &TcContext, flow: &mut Flow, has_fast_path: bool) {
+    flow.way = if has_fast_path { NOT_KNOWN } else { BY_ROUTES };
     flow.has_told = 0;
     flow.padding = 0;
     flow.device = 0;
     flow.frame = [0; 6];
     flow.seen_at = 0;
     flow.more_padding = 0;
-    if !is_wanted() {
-        flow.way = BY_ROUTES;
-    } else if is_at_pod(ctx)
+    if has_fast_path
+        && is_at_pod(ctx)
         && let Some(frame) = answering_frame(ctx)
     {
         flow.way = TO_POD;
@@ -200,13 +199,6 @@ fn fits(ctx: &TcContext, packet: &Packet, mtu: u32) -> bool {
 fn is_at_pod(ctx: &TcContext) -> bool {
     // SAFETY: the value is looked at at once.
     unsafe { DEVICES.get(device(ctx)) }.is_some_and(|device| device.is_of_pod != 0)
-}
-
-/// The index of the device that a packet is at.
-#[inline(always)]
-fn device(ctx: &TcContext) -> u32 {
-    // SAFETY: the kernel gives a valid context.
-    unsafe { (*ctx.skb.skb).ifindex }
 }
 
 /// The addresses of an Ethernet frame that answers this one.

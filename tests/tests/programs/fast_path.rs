@@ -56,13 +56,20 @@ fn begin(node: &Node, call: Talk) -> Talk {
     inside
 }
 
-#[test]
-fn packets_but_the_first_are_handed_to_the_pod_and_sent_to_the_client() {
+/// Runs a test with a connection that has begun: what the client calls, and what the back end sees of it.
+fn check_begun(test: impl Fn(&mut Node, Talk, Talk) + Send + Sync) {
     check_where(is_ethernet, |node| {
         node.has_fast_path();
         let call = node.call();
         node.serves(call.to, 0, &[node.backend()]);
         let inside = begin(node, call);
+        test(node, call, inside);
+    });
+}
+
+#[test]
+fn packets_but_the_first_are_handed_to_the_pod_and_sent_to_the_client() {
+    check_begun(|node, call, inside| {
         for part in [Part::Data, Part::Fin, Part::Rst] {
             let usual = Shape::default();
             let there = fate(node, UPLINK, call, part, &usual);
@@ -76,11 +83,7 @@ fn packets_but_the_first_are_handed_to_the_pod_and_sent_to_the_client() {
 
 #[test]
 fn where_the_device_of_a_pod_is_gone_the_kernel_is_asked() {
-    check_where(is_ethernet, |node| {
-        node.has_fast_path();
-        let call = node.call();
-        node.serves(call.to, 0, &[node.backend()]);
-        let inside = begin(node, call);
+    check_begun(|node, call, inside| {
         node.loses_device(PODS);
         let usual = Shape::default();
         let there = fate(node, UPLINK, call, Part::Data, &usual);
@@ -109,11 +112,7 @@ fn pods_are_answered_at_once() {
 
 #[test]
 fn what_a_router_may_have_to_answer_is_left_to_the_kernel() {
-    check_where(is_ethernet, |node| {
-        node.has_fast_path();
-        let call = node.call();
-        node.serves(call.to, 0, &[node.backend()]);
-        let inside = begin(node, call);
+    check_begun(|node, call, inside| {
         let options = Shape {
             has_options: true,
             extensions: vec![60],
@@ -134,11 +133,8 @@ fn what_a_router_may_have_to_answer_is_left_to_the_kernel() {
 /// Towards others than pods a packet has to fit the device.
 #[test]
 fn answers_that_are_too_long_are_left_to_the_kernel() {
-    check_where(is_ethernet, |node| {
-        node.has_fast_path();
-        let call = node.call();
-        node.serves(call.to, 0, &[node.backend()]);
-        let answer = begin(node, call).answer();
+    check_begun(|node, _, inside| {
+        let answer = inside.answer();
         let of_length = |length: usize| {
             let headers = node.kind.packet(answer, Part::Data).len() - node.kind.link.length();
             let headers = headers - node.kind.payload(Part::Data).len();
@@ -156,11 +152,8 @@ fn answers_that_are_too_long_are_left_to_the_kernel() {
 
 #[test]
 fn the_kernel_is_asked_again_where_a_client_is_that_is_no_pod() {
-    check_where(is_ethernet, |node| {
-        node.has_fast_path();
-        let call = node.call();
-        node.serves(call.to, 0, &[node.backend()]);
-        let answer = begin(node, call).answer();
+    check_begun(|node, _, inside| {
+        let answer = inside.answer();
         let back = |node: &Node| fate(node, PODS, answer, Part::Data, &Shape::default());
         node.grows_older(3);
         assert_eq!(back(node), Fate::Left);

@@ -62,15 +62,14 @@ impl Kernel {
     /// # Errors
     /// That no proxy holds it.
     pub(super) fn find(netns: &Netns, known: Ipv4Addr) -> Result<Self> {
+        let socket = netns.enter(|| -> Result<Socket> {
+            let mut socket = Socket::new(NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            Ok(socket)
+        })?;
         for map in MAPS {
-            let socket = netns.enter(|| -> Result<Socket> {
-                let mut socket = Socket::new(NETLINK_NETFILTER)?;
-                socket.bind_auto()?;
-                Ok(socket)
-            })?;
-            let kernel = Self(Source::Rules { socket, map });
-            if kernel.serves(known)? {
-                return Ok(kernel);
+            if look_up(&socket, map, &key(known))?.is_some() {
+                return Ok(Self(Source::Rules { socket, map }));
             }
         }
         bail!("{known} is in no proxy's map of Services");

@@ -158,7 +158,10 @@ impl Ebpf {
         *self.unfilled.get_mut(family) = false;
         match fits {
             Fits::All => Ok(()),
-            Fits::Part => self.balance_by_rules(family, held),
+            Fits::Part => {
+                self.beside.stay(family);
+                self.balance_by_rules(family, held)
+            }
         }
     }
 
@@ -186,7 +189,6 @@ impl Ebpf {
 
     /// Has the rules balance everything, since the maps have no room for it.
     fn balance_by_rules(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
-        self.beside.stay(family);
         if self.nft.duty(family) == Duty::Balance {
             return Ok(());
         }
@@ -254,18 +256,16 @@ impl Dataplane for Ebpf {
             after.apply(delta);
             after
         };
+        if fits == Fits::Part {
+            self.beside.stay(family);
+        }
         if fits == Fits::Part && duty == Duty::Refuse {
             return self.balance_by_rules(family, &after());
         }
         if let Some(duty) = self.beside.change(family, duty, held, delta) {
             return self.remake_rules(family, duty, &after());
         }
-        self.nft
-            .apply(family, held, &share::of_delta(duty, delta))?;
-        if fits == Fits::Part {
-            self.beside.stay(family);
-        }
-        Ok(())
+        self.nft.apply(family, held, &share::of_delta(duty, delta))
     }
 
     fn restore(&mut self, family: Family, held: &Held) -> Result<Restored, DataplaneError> {

@@ -217,7 +217,11 @@ impl Skeleton {
 		flags interval
 	}}
 
-{chains}}}
+{chains}	chain {REJECT_CHAIN} {{
+		meta l4proto tcp reject with tcp reset
+		reject
+	}}
+}}
 "#
         )
     }
@@ -304,10 +308,6 @@ impl Skeleton {
 	}}
 	chain refuse {{
 {refused}{refused_here}{unserved}	}}
-	chain {REJECT_CHAIN} {{
-		meta l4proto tcp reject with tcp reset
-		reject
-	}}
 "#
         )
     }
@@ -338,10 +338,6 @@ impl Skeleton {
 {at_node_ports}{refused_here}	}}
 	chain refuse {{
 {guard}{at_addresses}{refused}{unserved}	}}
-	chain {REJECT_CHAIN} {{
-		meta l4proto tcp reject with tcp reset
-		reject
-	}}
 "#
         )
     }
