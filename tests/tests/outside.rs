@@ -249,8 +249,7 @@ fn packets_on_the_fast_path_pass_no_firewall() {
 }
 
 /// A map without room for all back ends costs nobody his connection: rules balance beside the programs, also after a restart.
-///
-/// NOT RUN here: clients that are masqueraded. Rules and programs may then give the same port of the node to two of them (README, Limits).
+/// Both masquerade clients, each with ports of its own.
 #[test]
 fn what_does_not_fit_the_maps_is_balanced_by_rules() {
     const OBJECT: &[u8] = include_bytes_aligned!(concat!(
@@ -274,6 +273,7 @@ fn what_does_not_fit_the_maps_is_balanced_by_rules() {
         let World { agent, cluster, .. } = &translated.world;
         agent.wait_for_log("the BPF map backends is full", PATIENCE);
         translated.expect_service_for_pod(&cluster.node1.pod("client"));
+        translated.expect_service(&cluster.client, &cluster.node1.host);
     }
 }
 

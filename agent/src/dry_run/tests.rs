@@ -167,7 +167,7 @@ fn the_skeleton_is_as_it_was() {
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd 5a860abc9b3c6948"
+        	comment "proxyd 3fba469703d08c95"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
@@ -257,9 +257,11 @@ fn the_skeleton_is_as_it_was() {
         		meta mark & 0x00004000 != 0 goto do-masquerade
         		ct status dnat ip saddr . ip daddr @hairpin goto do-masquerade
         	}
-        	# The mark goes first: an overlay's outer packet keeps it and would be translated again.
+        	# The mark goes first: an overlay's outer packet keeps it and would be translated again. The ports above are those of
+        	# BPF programs, which masquerade beside, before or after these rules. Clients with a port below 1024 get such a one again.
         	chain do-masquerade {
         		meta mark set meta mark and 0xffffbfff
+        		meta l4proto { tcp, udp, sctp } th sport >= 1024 masquerade to :1024-60999 fully-random
         		masquerade fully-random
         	}
 

@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use proxyd_ebpf_common::MASQUERADE_PORTS;
+
 use super::chains;
 use super::elements::Set;
 use super::shapes::{At, Chain, Step};
@@ -231,6 +233,7 @@ impl Skeleton {
         let ip = self.nft_family();
         let mark = self.mark;
         let unmark = !self.mark;
+        let last_port = MASQUERADE_PORTS.0 - 1;
         let remember = self.remember_text();
         let verdicts = self.verdicts_text().concat();
         format!(
@@ -253,9 +256,11 @@ impl Skeleton {
 		meta mark & {mark:#010x} != 0 goto do-masquerade
 		ct status dnat {ip} saddr . {ip} daddr @hairpin goto do-masquerade
 	}}
-	# The mark goes first: an overlay's outer packet keeps it and would be translated again.
+	# The mark goes first: an overlay's outer packet keeps it and would be translated again. The ports above are those of
+	# BPF programs, which masquerade beside, before or after these rules. Clients with a port below 1024 get such a one again.
 	chain do-masquerade {{
 		meta mark set meta mark and {unmark:#010x}
+		meta l4proto {{ tcp, udp, sctp }} th sport >= 1024 masquerade to :1024-{last_port} fully-random
 		masquerade fully-random
 	}}
 
