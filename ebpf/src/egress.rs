@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{Address, PENDING};
 
 use crate::flow::{masquerade, now, touch};
-use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS};
+use crate::maps::{DEVICES, EGRESS_FLOWS};
 use crate::packet::{device, parse};
 use crate::redirect::note_way;
 use crate::translate::{is_translated, translate};
@@ -53,7 +53,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             return Some(SHOT);
         }
     }
-    touch(work, flow, now, &INGRESS_FLOWS);
+    touch(work, flow, now, Direction::Out);
     note_way(ctx, flow, l3, now);
     Some(translate(ctx, &work.packet, &flow.to, Direction::Out))
 }

@@ -10,32 +10,31 @@
 //! out:  back end → client       becomes  Service → client
 //! ```
 
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_boot_ns};
 use proxyd_ebpf_common::{
     AGREED, ANYWHERE, AT_ADDRESS, Address, BY_ROUTES, CLOSING, Destination, ESTABLISHED, Flow,
-    FrontendKey, HERE, MASQUERADE_PORTS, NEW, PENDING, Tuple,
+    FrontendKey, HERE, MASQUERADE_PORTS, NEW, PENDING, Tuple, ticks,
 };
 
 use crate::address::same;
+use crate::forget::{forget_masqueraded, note_closed};
 use crate::frontend::has;
 use crate::maps::{EGRESS_FLOWS, Flows, INGRESS_FLOWS, remember};
 use crate::packet::{Packet, UDP};
-use crate::work::Work;
+use crate::work::{Direction, Work};
 
 const SECOND: u64 = 1_000_000_000;
 
 /// A client that asks again within this time has not heard from the back end yet.
 const PATIENCE: u64 = 10 * SECOND;
 
-/// So many bits of the time, which are 17 seconds, pass before the other direction is told that a connection is in use.
-const TELLS_AFTER: u32 = 34;
-
 /// How often a port is tried that may be taken: for a client that has to have another one, and for masquerade.
 const TRIES: u32 = 16;
 const MASQUERADE_TRIES: u16 = 64;
 
 /// For how long the port of a connection is kept that is closed, or that may begin anew, when others want for ports.
-const SPARE_AFTER: u64 = SECOND;
+pub const SPARE_AFTER: u64 = SECOND;
 
 /// What a connection is called by that is not one to a front end: answers, or a client that has to have another port.
 pub const NO_FRONTEND: FrontendKey = FrontendKey {
@@ -63,7 +62,7 @@ pub fn goes_on(flow: &Flow, packet: &Packet, now: u64) -> bool {
     }
     if packet.is_syn() {
         // A client that has the same port as an earlier one.
-        return flow.state != CLOSING && now.saturating_sub(flow.used_at) < PATIENCE;
+        return flow.state != CLOSING && flow.is_silent_for(now) < PATIENCE;
     }
     let is_to_frontend = flow.frontend.port != 0;
     // UDP knows no end of a connection; it is over when the front end does not have the back end any more.
@@ -73,18 +72,20 @@ pub fn goes_on(flow: &Flow, packet: &Packet, now: u64) -> bool {
 }
 
 /// Notes a packet. What both directions have to know is told to that of its answers, which is one of the other hook's flows: that a
-/// connection is established or was reset, and, now and then, that it is in use.
+/// connection is established, is closed or was reset, and, every second, that it is in use. Neither is forgotten before the other then.
 #[inline(always)]
-pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
+pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, direction: Direction) {
     let Work { packet, key, .. } = work;
     if packet.is_error() {
         return;
     }
-    let mut is_told = now >> TELLS_AFTER != flow.used_at >> TELLS_AFTER;
+    let mut is_told = ticks(now) != ticks(flow.used_at);
+    let mut closes = false;
     flow.used_at = now;
     if packet.closes() {
+        closes = flow.state != CLOSING;
+        is_told |= closes;
         flow.state = CLOSING;
-        is_told |= packet.resets();
     } else if packet.has_syn() {
         if flow.state == NEW && !packet.is_syn() {
             flow.state = AGREED;
@@ -96,8 +97,15 @@ pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
     if !is_told {
         return;
     }
+    let answers = match direction {
+        Direction::In => &EGRESS_FLOWS,
+        Direction::Out => &INGRESS_FLOWS,
+    };
     *key = flow.to.reversed();
     let Some(there) = answers.get_ptr_mut(&*key) else {
+        if flow.frontend.port != 0 {
+            restore_answers(work, flow, answers);
+        }
         return;
     };
     // SAFETY: others may write to it meanwhile, which costs no more than a wrong time.
@@ -109,16 +117,39 @@ pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, answers: &Flows) {
     there.used_at = now;
     if packet.resets() {
         there.state = CLOSING;
+    } else if closes && there.state == CLOSING && flow.frontend.port != 0 {
+        *key = match direction {
+            Direction::In => packet.tuple,
+            Direction::Out => flow.to.reversed(),
+        };
+        note_closed(key, now);
     } else if there.state == AGREED && flow.state == ESTABLISHED {
         there.state = ESTABLISHED;
     }
 }
 
+/// Remembers anew how answers are translated: where there was no room for all, that was forgotten.
+#[inline(always)]
+fn restore_answers(work: &mut Work, flow: &Flow, answers: &Flows) {
+    let Work {
+        packet,
+        key,
+        flow: there,
+        ..
+    } = work;
+    there.to = packet.tuple.reversed();
+    there.used_at = flow.used_at;
+    there.frontend = flow.frontend;
+    there.state = flow.state;
+    there.go_by_routes();
+    // If that fails there is no room for it now either.
+    let _ = answers.insert(&*key, &*there, BPF_NOEXIST.into());
+}
+
 /// Remembers a new connection with the front end and the back end that are noted, whose first packet has come in, and the way to the
 /// client, which is noted too. `None`: no port is left for it.
 #[inline(always)]
-pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
-    let now = now();
+pub fn begin(work: &mut Work, masqueraded: bool, now: u64) -> Option<()> {
     let Work {
         packet,
         key,
@@ -128,7 +159,7 @@ pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
     } = work;
     flow.to = packet.tuple.reversed();
     flow.used_at = now;
-    flow.frontend = NO_FRONTEND;
+    flow.frontend = member.frontend;
     flow.state = NEW;
     // Answers to the node pass two hooks.
     if masqueraded {
@@ -155,6 +186,7 @@ pub fn begin(work: &mut Work, masqueraded: bool) -> Option<()> {
     if masqueraded {
         flow.to = *key;
         flow.state = PENDING;
+        flow.frontend = NO_FRONTEND;
         remember(&EGRESS_FLOWS, key, flow)?;
         flow.state = NEW;
     } else {
@@ -236,23 +268,7 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
 /// Whether a connection does without its port: its client begins anew if it has anything to say.
 #[inline(always)]
 fn is_spare(flow: &Flow, now: u64) -> bool {
-    (flow.to.protocol == UDP || flow.state == CLOSING)
-        && now.saturating_sub(flow.used_at) >= SPARE_AFTER
-}
-
-/// Forgets a masqueraded connection that is known by its answers, if it is not an earlier one of the same client and port.
-#[inline(always)]
-fn forget_masqueraded(answers: &Tuple, own: &Tuple) -> Option<()> {
-    // SAFETY: it is copied at once.
-    let to_client = unsafe { INGRESS_FLOWS.get(answers)? }.to;
-    if same_tuple(&to_client, own) {
-        return None;
-    }
-    let _ = EGRESS_FLOWS.remove(to_client.reversed());
-    // SAFETY: it is copied at once.
-    let called = unsafe { EGRESS_FLOWS.get(to_client)? }.to.reversed();
-    let _ = EGRESS_FLOWS.remove(to_client);
-    INGRESS_FLOWS.remove(called).ok()
+    (flow.to.protocol == UDP || flow.state == CLOSING) && flow.is_silent_for(now) >= SPARE_AFTER
 }
 
 /// Any number below another.

@@ -11,9 +11,10 @@ use proxyd_ebpf_common::{
 
 use crate::address::same;
 use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, now, receiver, touch};
+use crate::forget::{forget_what_is_over, note_begun};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
-use crate::maps::{DEVICES, EGRESS_FLOWS, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
+use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::{Packet, device, parse};
 use crate::redirect::{answer, can_take, note_client, send};
 use crate::translate::{is_translated, translate};
@@ -46,7 +47,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         let flow = unsafe { &mut *flow };
         let now = now();
         if goes_on(flow, &work.packet, now) {
-            touch(work, flow, now, &EGRESS_FLOWS);
+            touch(work, flow, now, Direction::In);
             if flow.frontend.port != 0 && !work.packet.is_error() {
                 work.member.frontend = flow.frontend;
                 work.member.backend = receiver(&flow.to);
@@ -80,10 +81,13 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             return None;
         }
     };
+    let now = now();
+    forget_what_is_over(&mut work.key, now);
     note_client(ctx, &mut work.flow, has_fast_path);
-    if begin(work, masqueraded).is_none() {
+    if begin(work, masqueraded, now).is_none() {
         return Some(SHOT);
     }
+    note_begun(&work.packet.tuple, now);
     if work.member.frontend.port != 0 {
         count::packet(&work.member, ctx.len(), true);
     }

@@ -2,7 +2,7 @@
 //! back ends, once, and its packets carry the back end's address from then on. And at devices, for clients whose
 //! sockets are elsewhere: there packets are translated, both ways.
 //!
-//! A file for each hook; `balance` is what those of sockets have in common, and `packet`, `flow`, `rewrite`, `translate`, `redirect` what those of
+//! A file for each hook; `balance` is what those of sockets have in common, and `packet`, `flow`, `forget`, `rewrite`, `translate`, `redirect` what those of
 //! devices have.
 //! Whatever is not found in the maps is left as it is.
 
@@ -15,6 +15,7 @@ mod connect;
 mod count;
 mod egress;
 mod flow;
+mod forget;
 mod frontend;
 mod getpeername;
 mod ingress;

@@ -1,13 +1,14 @@
 //! The maps. The agent writes the first ones; in the others the programs remember.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, Queue};
 use aya_ebpf::macros::btf_map;
 use proxyd_ebpf_common::{
     Address, AllowedKey, BackendKey, Choice, ClientKey, Counter, Destination, Device, Flow,
-    FragmentKey, Frontend, FrontendKey, MAX_BACKENDS, MAX_DEVICES, MAX_FLOWS, MAX_FRONTENDS,
-    MAX_NETWORKS, MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED, MAX_SPECIAL_BACKENDS, MemberKey,
-    NetworkKey, PeerKey, Piece, PieceKey, Settings, SourceKey, TableKey, Tuple, WhoMayCall,
+    FragmentKey, Frontend, FrontendKey, MAX_BACKENDS, MAX_CLOSED, MAX_DEVICES, MAX_FLOWS,
+    MAX_FRONTENDS, MAX_NETWORKS, MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED,
+    MAX_SPECIAL_BACKENDS, MemberKey, NetworkKey, PeerKey, Piece, PieceKey, Settings, SourceKey,
+    TableKey, Tuple, Waiting, WhoMayCall,
 };
 
 use crate::work::Work;
@@ -86,6 +87,14 @@ pub static INGRESS_FLOWS: Flows = LruHashMap::new();
 /// Connections, as packets go out: whom they are said to come from.
 #[btf_map(name = "egress_flows")]
 pub static EGRESS_FLOWS: Flows = LruHashMap::new();
+
+/// Connections in the order in which they began.
+#[btf_map(name = "begun")]
+pub static BEGUN: Queue<Waiting, MAX_FLOWS> = Queue::new();
+
+/// Connections that both sides have closed, in the order in which they did.
+#[btf_map(name = "closed")]
+pub static CLOSED: Queue<Waiting, MAX_CLOSED> = Queue::new();
 
 /// The ports of datagrams that come in fragments.
 #[btf_map(name = "fragments")]

@@ -30,15 +30,12 @@ pub fn is_wanted() -> bool {
 /// Notes the way back to a client whose first packet this is, for a new connection.
 #[inline(always)]
 pub fn note_client(ctx: &TcContext, flow: &mut Flow, has_fast_path: bool) {
-    flow.way = if has_fast_path { NOT_KNOWN } else { BY_ROUTES };
-    flow.has_told = 0;
-    flow.padding = 0;
-    flow.device = 0;
-    flow.frame = [0; 6];
-    flow.seen_at = 0;
-    flow.more_padding = 0;
-    if has_fast_path
-        && is_at_pod(ctx)
+    flow.go_by_routes();
+    if !has_fast_path {
+        return;
+    }
+    flow.way = NOT_KNOWN;
+    if is_at_pod(ctx)
         && let Some(frame) = answering_frame(ctx)
     {
         flow.way = TO_POD;
@@ -64,7 +61,7 @@ pub fn answer(ctx: &TcContext, work: &mut Work) -> Option<i32> {
     if !can_take(ctx, work, flow, now) {
         return None;
     }
-    touch(work, flow, now, &INGRESS_FLOWS);
+    touch(work, flow, now, Direction::Out);
     Some(send(ctx, work, flow, Direction::Out))
 }
 

@@ -52,7 +52,7 @@ pub struct Flow {
     pub to: Tuple,
     /// When the last one came, in nanoseconds since the machine started.
     pub used_at: u64,
-    /// The front end that was called.
+    /// The front end that was called, for packets that go there and for answers as the client gets them.
     pub frontend: FrontendKey,
     /// One of [`NEW`], [`AGREED`], [`ESTABLISHED`], [`CLOSING`], [`PENDING`].
     pub state: u8,
@@ -75,7 +75,9 @@ pub struct Flow {
 /// A connection that is not used for so many nanoseconds is forgotten: as kube-proxy sets it for established ones of TCP, and else as
 /// Linux' connection tracking has it.
 const ESTABLISHED_TIMEOUT: u64 = 86_400 * 1_000_000_000;
-const TIMEOUT: u64 = 120 * 1_000_000_000;
+
+/// For how many nanoseconds others than established connections of TCP are remembered that are not used.
+pub const TIMEOUT: u64 = 120 * 1_000_000_000;
 
 const TCP: u8 = 6;
 
@@ -90,8 +92,37 @@ impl Flow {
         } else {
             TIMEOUT
         };
-        now.saturating_sub(self.used_at) < timeout
+        self.is_silent_for(now) < timeout
     }
+
+    /// For how many nanoseconds nothing was sent.
+    #[must_use]
+    #[inline(always)]
+    pub const fn is_silent_for(&self, now: u64) -> u64 {
+        now.saturating_sub(self.used_at)
+    }
+
+    /// Leaves it to the kernel where packets go.
+    #[inline(always)]
+    pub const fn go_by_routes(&mut self) {
+        self.way = BY_ROUTES;
+        self.has_told = 0;
+        self.padding = 0;
+        self.device = 0;
+        self.frame = [0; 6];
+        self.seen_at = 0;
+        self.more_padding = 0;
+    }
+}
+
+/// A connection that is to be looked at again.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Waiting {
+    /// How the client calls.
+    pub called: Tuple,
+    /// Since when it waits, in nanoseconds since the machine started.
+    pub since: u64,
 }
 
 /// Only first packets were seen.
@@ -211,6 +242,7 @@ pub struct Device {
 const _: () = {
     assert!(size_of::<Tuple>() == 16 + 16 + 2 + 2 + 1 + 3);
     assert!(size_of::<Flow>() == 40 + 8 + 20 + 4 + 4 + 12 + 4 + 4);
+    assert!(size_of::<Waiting>() == 40 + 8);
     assert!(size_of::<Counter>() == 3 * 8);
     assert!(size_of::<FragmentKey>() == 16 + 16 + 4 + 4);
     assert!(size_of::<SourceKey>() == 16 + 20 + 4);

@@ -12,8 +12,8 @@ mod maglev;
 
 pub use flow::{
     AGREED, AllowedKey, BY_ROUTES, CLOSING, Counter, Device, ESTABLISHED, Flow, FragmentKey,
-    MASQUERADE_PORTS, NEW, NOT_KNOWN, NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE,
-    TO_NEIGHBOUR, TO_POD, Tuple, ticks,
+    MASQUERADE_PORTS, NEW, NOT_KNOWN, NetworkKey, PENDING, SourceKey, THE_NODES_DEVICE, TIMEOUT,
+    TO_NEIGHBOUR, TO_POD, Tuple, Waiting, ticks,
 };
 pub use maglev::{
     PIECE_SLOTS, Piece, PieceKey, Table, TableKey, hash_of_address, hash_of_client, hash_of_flow,
@@ -38,6 +38,9 @@ pub const MAX_REMEMBERED: usize = 1 << 16;
 /// How many connections are remembered that devices carry, in each direction, unless the agent says otherwise; the longest
 /// unused are forgotten.
 pub const MAX_FLOWS: usize = 1 << 17;
+
+/// How many connections can wait to be forgotten that both sides have closed; more of them wait as those do that end otherwise.
+pub const MAX_CLOSED: usize = 1 << 15;
 
 /// How many networks there can be whose sources may call a front end, and of pods.
 pub const MAX_NETWORKS: usize = 1 << 16;

@@ -50,7 +50,7 @@ const PROGRAMS: [&str; 8] = [
 const LAYOUT: u32 = 4;
 
 /// The maps, which are pinned by their names.
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 21] = [
     "settings",
     "frontends",
     "backends",
@@ -68,12 +68,14 @@ const MAPS: [&str; 19] = [
     "source_affinity",
     "ingress_flows",
     "egress_flows",
+    "begun",
+    "closed",
     "fragments",
     "counters",
 ];
 
 /// Those with an entry for each connection that devices carry.
-const FLOWS: [&str; 2] = ["ingress_flows", "egress_flows"];
+const FLOWS: [&str; 3] = ["ingress_flows", "egress_flows", "begun"];
 
 /// Loads and attaches all programs, in place of those of an earlier agent.
 pub(super) fn attach(
