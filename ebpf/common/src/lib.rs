@@ -271,6 +271,7 @@ mod user {
         Settings,
         Tuple,
         Flow,
+        Waiting,
         FragmentKey,
         SourceKey,
         NetworkKey,

@@ -15,11 +15,11 @@ pub(crate) const LONG: u64 = 120;
 /// How long a client waits before it asks again, in seconds, and is taken for a new one.
 const PATIENCE: u64 = 10;
 
-fn is_tcp(kind: Kind) -> bool {
+pub(crate) fn is_tcp(kind: Kind) -> bool {
     kind.protocol == Protocol::Tcp
 }
 
-fn is_udp(kind: Kind) -> bool {
+pub(crate) fn is_udp(kind: Kind) -> bool {
     kind.protocol == Protocol::Udp
 }
 
@@ -151,7 +151,7 @@ fn a_connection_of_tcp_outlives_its_back_ends_membership() {
 }
 
 /// A client and a back end shake hands, and then say nothing.
-fn shake_hands(node: &Node, call: Talk) -> Talk {
+pub(crate) fn shake_hands(node: &Node, call: Talk) -> Talk {
     let inside = node.comes_in(UPLINK, call, Part::Syn).unwrap();
     let seen = node.goes_out(PODS, inside, Part::Syn).unwrap();
     answer(node, seen, Part::SynAck);

@@ -18,9 +18,11 @@
 
 mod errors;
 mod fast_path;
+mod forgetting;
 mod fragments;
 mod hostile;
 mod lifetimes;
+mod memory;
 mod node;
 mod packets;
 mod ports;

@@ -69,7 +69,7 @@ pub(crate) enum Fate {
 
 /// The programs and their maps, and what kind of packets a test is about.
 pub(crate) struct Node {
-    loaded: Ebpf,
+    pub(super) loaded: Ebpf,
     pub(crate) kind: Kind,
 }
 
@@ -383,76 +383,14 @@ impl Node {
         self.map("devices").insert(index, device, 0).unwrap();
     }
 
-    /// Makes all that is remembered be that much older, but not older than the machine's start.
-    ///
-    /// # Panics
-    /// If the machine runs for less time than that: then nothing can be so old.
-    pub(crate) fn grows_older(&mut self, seconds: u64) {
-        let uptime = fs::read_to_string("/proc/uptime").unwrap();
-        let uptime: u64 = uptime.split('.').next().unwrap().parse().unwrap();
-        assert!(
-            uptime > seconds,
-            "NOT RUN: the machine runs for {uptime} s only"
-        );
-        let older = |used_at: u64| used_at.saturating_sub(seconds * 1_000_000_000);
-        for name in ["ingress_flows", "egress_flows"] {
-            let mut map = self.map::<bpf::Tuple, bpf::Flow>(name);
-            let flows: Vec<_> = map.iter().map(Result::unwrap).collect();
-            for (key, mut flow) in flows {
-                flow.used_at = older(flow.used_at);
-                let ticks = bpf::ticks(seconds * 1_000_000_000);
-                flow.seen_at = flow.seen_at.saturating_sub(ticks);
-                map.insert(key, flow, 0).unwrap();
-            }
-        }
-        let mut map = self.map::<bpf::SourceKey, bpf::Choice>("source_affinity");
-        let choices: Vec<_> = map.iter().map(Result::unwrap).collect();
-        for (key, mut choice) in choices {
-            choice.used_at = older(choice.used_at);
-            map.insert(key, choice, 0).unwrap();
-        }
-    }
-
-    /// All that is remembered of connections.
-    pub(crate) fn flows(&mut self) -> Vec<(bpf::Tuple, bpf::Flow)> {
-        let mut flows = Vec::new();
-        for name in ["ingress_flows", "egress_flows"] {
-            flows.extend(self.map(name).iter().map(Result::unwrap));
-        }
-        flows
-    }
-
-    fn forget_everything(&mut self) {
-        self.clear::<bpf::FrontendKey, bpf::Frontend>("frontends");
-        self.clear::<bpf::BackendKey, bpf::Destination>("backends");
-        self.clear::<bpf::MemberKey, u8>("members");
-        self.clear::<bpf::Address, bpf::WhoMayCall>("node_addresses");
-        self.clear::<u32, bpf::Device>("devices");
-        self.clear::<bpf::SourceKey, bpf::Choice>("source_affinity");
-        self.clear::<bpf::Tuple, bpf::Flow>("ingress_flows");
-        self.clear::<bpf::Tuple, bpf::Flow>("egress_flows");
-        self.clear::<bpf::FragmentKey, [u16; 2]>("fragments");
-        self.clear_networks::<bpf::NetworkKey>("pod_networks");
-        self.clear_networks::<bpf::AllowedKey>("allowed");
-    }
-
-    fn clear<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) {
-        let mut map = self.map::<K, V>(name);
-        let keys: Vec<K> = map.keys().map(Result::unwrap).collect();
-        keys.iter().for_each(|key| map.remove(key).unwrap());
-    }
-
-    fn clear_networks<K: aya::Pod>(&mut self, name: &str) {
-        let mut map = self.networks::<K>(name);
-        let keys: Vec<Key<K>> = map.keys().map(Result::unwrap).collect();
-        keys.iter().for_each(|key| map.remove(key).unwrap());
-    }
-
-    fn networks<K: aya::Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, u8> {
+    pub(super) fn networks<K: aya::Pod>(&mut self, name: &str) -> LpmTrie<&mut MapData, K, u8> {
         self.loaded.map_mut(name).unwrap().try_into().unwrap()
     }
 
-    fn map<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+    pub(super) fn map<K: aya::Pod, V: aya::Pod>(
+        &mut self,
+        name: &str,
+    ) -> HashMap<&mut MapData, K, V> {
         self.loaded.map_mut(name).unwrap().try_into().unwrap()
     }
 }
@@ -487,7 +425,7 @@ fn load() -> Ebpf {
         loader.map_max_entries(map, 1 << 12);
     }
     // Room for a connection with each of the ports that there are.
-    for map in ["ingress_flows", "egress_flows"] {
+    for map in ["ingress_flows", "egress_flows", "begun"] {
         loader.map_max_entries(map, 1 << 15);
     }
     let mut loaded = loader.load(OBJECT).unwrap();

@@ -7,10 +7,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::mount::{MsFlags, mount};
 use proxyd_ebpf_common as bpf;
@@ -108,6 +109,7 @@ pub(super) fn attach(
         padding: 0,
     };
     set(&mut loaded, settings)?;
+    load(&mut loaded)?;
     let mut links = Vec::new();
     for name in PROGRAMS {
         let link = link(&mut loaded, name, &cgroup)
@@ -192,7 +194,29 @@ fn tell_of_other_size(loaded: &Ebpf, wanted: u32) {
     }
 }
 
-/// Loads one program and attaches it. It is detached when what is returned is dropped.
+/// Loads the programs, all at once: the kernel takes up to a tenth of a second to verify one.
+fn load(loaded: &mut Ebpf) -> Result<(), DataplaneError> {
+    let is_wanted = |name: &str| PROGRAMS.contains(&name) || hooks::USUAL.contains(&name);
+    let wanted = loaded.programs_mut().filter(|(name, _)| is_wanted(name));
+    let load = |name: &str, program: &mut Program| {
+        let result = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            _ => unreachable!("the object has no other programs"),
+        };
+        result.map_err(|error| DataplaneError::bpf(format!("loading {name}"), error))
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = wanted
+            .map(|(name, program)| scope.spawn(move || load(name, program)))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().expect("loading does not panic"))
+    })
+}
+
+/// Attaches a program. It is detached when what is returned is dropped.
 fn link(
     loaded: &mut Ebpf,
     name: &str,
@@ -202,7 +226,6 @@ fn link(
         .program_mut(name)
         .expect("the object has this program");
     let program: &mut CgroupSockAddr = program.try_into()?;
-    program.load()?;
     // A link of its own, which others' do not replace.
     let id = program.attach(cgroup, CgroupAttachMode::Single)?;
     Ok(program.take_link(id)?.try_into()?)

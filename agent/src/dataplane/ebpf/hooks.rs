@@ -37,6 +37,9 @@ const DIRECTIONS: [(TcAttachType, &str, &str); 2] = [
     (TcAttachType::Egress, "proxyd_out", "proxyd_out_l3"),
 ];
 
+/// Those that are attached nearly everywhere. Others are loaded where they are wanted.
+pub(super) const USUAL: [&str; 2] = [DIRECTIONS[0].1, DIRECTIONS[1].1];
+
 /// The kernel that has links for devices.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 
