@@ -26,8 +26,8 @@ pub fn proxyd_out_l3(ctx: TcContext) -> i32 {
 /// `None`: the packet is left as it is.
 #[inline(always)]
 fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
+    parse(ctx, l3, Direction::Out)?;
     let work = work(Direction::Out)?;
-    parse(ctx, l3, &mut work.packet)?;
     if is_translated(ctx, &work.packet, Direction::Out) {
         return None;
     }
@@ -55,5 +55,5 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     }
     touch(work, flow, now, Direction::Out);
     note_way(ctx, flow, l3, now);
-    Some(translate(ctx, &work.packet, &flow.to, Direction::Out))
+    Some(translate(ctx, work, &flow.to, Direction::Out))
 }

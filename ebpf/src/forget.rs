@@ -10,6 +10,8 @@ use proxyd_ebpf_common::{CLOSING, Flow, TIMEOUT, Tuple, Waiting};
 
 use crate::flow::{SPARE_AFTER, same_tuple};
 use crate::maps::{BEGUN, CLOSED, EGRESS_FLOWS, INGRESS_FLOWS};
+use crate::packet::{LEFT, TAKEN};
+use crate::work::{Direction, Work, work};
 
 /// How many connections are looked at in each queue: more than one, or those that wait would not become fewer.
 const LOOKED_AT: usize = 2;
@@ -38,8 +40,14 @@ fn wait<const SIZE: usize>(queue: &Queue<Waiting, SIZE>, called: &Tuple, now: u6
 }
 
 /// Forgets earlier connections that are over.
-#[inline(always)]
-pub fn forget_what_is_over(key: &mut Tuple, now: u64) {
+///
+/// The kernel verifies it by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn proxyd_forget(now: u64) -> i32 {
+    let Some(Work { key, .. }) = work(Direction::In) else {
+        return LEFT;
+    };
     for _ in 0..LOOKED_AT {
         if let Some(called) = next(&CLOSED, SPARE_AFTER, now) {
             let is_over =
@@ -52,6 +60,7 @@ pub fn forget_what_is_over(key: &mut Tuple, now: u64) {
             note_begun(&called, now);
         }
     }
+    TAKEN
 }
 
 /// The connection that waits for longest, if it does for so long.

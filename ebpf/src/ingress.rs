@@ -1,5 +1,6 @@
 //! A packet comes in at a device: to a Service's back end instead of the Service, or to a client instead of the node.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -11,7 +12,7 @@ use proxyd_ebpf_common::{
 
 use crate::address::same;
 use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, now, receiver, touch};
-use crate::forget::{forget_what_is_over, note_begun};
+use crate::forget::{note_begun, proxyd_forget};
 use crate::frontend::{List, find, is_allowed, pick, recall};
 use crate::maglev::look_up;
 use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
@@ -35,8 +36,8 @@ pub fn proxyd_in_l3(ctx: TcContext) -> i32 {
 /// `None`: the packet is left as it is.
 #[inline(always)]
 fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
+    parse(ctx, l3, Direction::In)?;
     let work = work(Direction::In)?;
-    parse(ctx, l3, &mut work.packet)?;
     if is_translated(ctx, &work.packet, Direction::In) {
         return None;
     }
@@ -56,7 +57,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
             if has_fast_path && can_take(ctx, work, flow, now) {
                 return Some(send(ctx, work, flow, Direction::In));
             }
-            return Some(translate(ctx, &work.packet, &flow.to, Direction::In));
+            return Some(translate(ctx, work, &flow.to, Direction::In));
         }
     } else if has_fast_path && let Some(sent) = answer(ctx, work) {
         return Some(sent);
@@ -64,34 +65,61 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     if !work.packet.may_begin() {
         return None;
     }
+    let now = now();
+    match proxyd_begin(ctx.skb.skb, now) {
+        BEGUN => {}
+        REFUSED => return Some(SHOT),
+        DIRECTLY => {
+            if flow.is_some() {
+                let _ = INGRESS_FLOWS.remove(&work.packet.tuple);
+            }
+            return None;
+        }
+        _ => return None,
+    }
+    proxyd_forget(now);
+    let to = work.flow.to;
+    Some(translate(ctx, work, &to, Direction::In))
+}
+
+/// What becomes of a packet that may be the first one of a connection: it is, or no back end is there for it, or it is one of a
+/// connection that no front end has to do with. Else rules find one.
+const BEGUN: i32 = 1;
+const REFUSED: i32 = 2;
+const DIRECTLY: i32 = 3;
+const BY_RULES: i32 = 4;
+
+/// Begins a connection with a packet that may be its first one.
+///
+/// The kernel verifies it by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn proxyd_begin(skb: *mut __sk_buff, now: u64) -> i32 {
+    let Some(work) = work(Direction::In) else {
+        return REFUSED;
+    };
+    let ctx = &TcContext::new(skb);
     let masqueraded = match begin_at_frontend(ctx, work) {
         Begins::Balanced { masqueraded } => masqueraded,
-        Begins::Refused => return Some(SHOT),
-        Begins::ByRules => return None,
+        Begins::Refused => return REFUSED,
+        Begins::ByRules => return BY_RULES,
         Begins::Directly if answers_are_taken(work) => {
             // The client gets another port.
             work.member.frontend = NO_FRONTEND;
             work.member.backend = receiver(&work.packet.tuple);
             false
         }
-        Begins::Directly => {
-            if flow.is_some() {
-                let _ = INGRESS_FLOWS.remove(&work.packet.tuple);
-            }
-            return None;
-        }
+        Begins::Directly => return DIRECTLY,
     };
-    let now = now();
-    forget_what_is_over(&mut work.key, now);
-    note_client(ctx, &mut work.flow, has_fast_path);
+    note_client(ctx, &mut work.flow, redirect::is_wanted());
     if begin(work, masqueraded, now).is_none() {
-        return Some(SHOT);
+        return REFUSED;
     }
     note_begun(&work.packet.tuple, now);
     if work.member.frontend.port != 0 {
         count::packet(&work.member, ctx.len(), true);
     }
-    Some(translate(ctx, &work.packet, &work.flow.to, Direction::In))
+    BEGUN
 }
 
 /// How a connection begins.

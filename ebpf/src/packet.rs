@@ -3,11 +3,13 @@
 //! Of a fragment the ports are those of the first one. Of an ICMP error the connection is that of the packet that it is about.
 //! Whatever is truncated or else not as it should be is nobody's packet.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{Address, FragmentKey, Tuple};
 
 use crate::address::{is_v4, mapped};
 use crate::maps::{FRAGMENTS, remember};
+use crate::work::{Direction, work_of};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -91,9 +93,31 @@ pub fn device(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// Takes apart what comes behind `l3` bytes. `None`: it is none of those that connections to Services consist of.
+/// Takes apart what comes behind `l3` bytes, for [`Work::packet`]. `None`: it is none of those that connections to Services consist of.
 #[inline(always)]
-pub fn parse(ctx: &TcContext, l3: u32, packet: &mut Packet) -> Option<()> {
+pub fn parse(ctx: &TcContext, l3: u32, direction: Direction) -> Option<()> {
+    (proxyd_parse(ctx.skb.skb, l3, direction as u32) == TAKEN).then_some(())
+}
+
+/// What functions answer that the kernel verifies by themselves.
+pub const TAKEN: i32 = 1;
+pub const LEFT: i32 = 0;
+
+/// The kernel verifies it by itself, and then looks once at what follows, whatever the packet is like.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn proxyd_parse(skb: *mut __sk_buff, l3: u32, direction: u32) -> i32 {
+    let Some(work) = work_of(direction) else {
+        return LEFT;
+    };
+    match take_apart(&TcContext::new(skb), l3, &mut work.packet) {
+        Some(()) => TAKEN,
+        None => LEFT,
+    }
+}
+
+#[inline(always)]
+fn take_apart(ctx: &TcContext, l3: u32, packet: &mut Packet) -> Option<()> {
     // SAFETY: the kernel gives a valid context.
     let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
     // What belongs to a VLAN comes again at the VLAN's own device.

@@ -126,14 +126,13 @@ pub fn can_take(ctx: &TcContext, work: &Work, flow: &Flow, now: u64) -> bool {
 
 /// Translates a packet and sends it the way of its flow.
 #[inline(always)]
-pub fn send(ctx: &TcContext, work: &Work, flow: &Flow, direction: Direction) -> i32 {
-    let packet = &work.packet;
+pub fn send(ctx: &TcContext, work: &mut Work, flow: &Flow, direction: Direction) -> i32 {
     let (way, device, frame) = (flow.way, flow.device, flow.frame);
-    match translate(ctx, packet, &flow.to, direction) {
+    match translate(ctx, work, &flow.to, direction) {
         UNSPEC => {}
         refused => return refused,
     }
-    if pass_router(ctx, packet).is_err() {
+    if pass_router(ctx, &work.packet).is_err() {
         return SHOT;
     }
     if way == TO_POD {
