@@ -9,7 +9,7 @@ use proxyd_ebpf_common::{Address, FragmentKey, Tuple};
 
 use crate::address::{is_v4, mapped};
 use crate::maps::{FRAGMENTS, remember};
-use crate::work::{Direction, work_of};
+use crate::work::{Direction, Work, work_of};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -110,14 +110,37 @@ pub extern "C" fn proxyd_parse(skb: *mut __sk_buff, l3: u32, direction: u32) -> 
     let Some(work) = work_of(direction) else {
         return LEFT;
     };
-    match take_apart(&TcContext::new(skb), l3, &mut work.packet) {
+    match take_apart(&TcContext::new(skb), l3, direction, work) {
         Some(()) => TAKEN,
         None => LEFT,
     }
 }
 
+/// Takes apart the IP header behind `l3` bytes, and those that extend it, for [`Work::header`].
+///
+/// The kernel verifies it by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn proxyd_header(skb: *mut __sk_buff, l3: u32, direction: u32) -> i32 {
+    let Some(Work { packet, header, .. }) = work_of(direction) else {
+        return LEFT;
+    };
+    let ctx = &TcContext::new(skb);
+    let found = if packet.is_v4 {
+        header_v4(ctx, l3)
+    } else {
+        header_v6(ctx, l3)
+    };
+    let Some(found) = found else {
+        return LEFT;
+    };
+    *header = found;
+    TAKEN
+}
+
 #[inline(always)]
-fn take_apart(ctx: &TcContext, l3: u32, packet: &mut Packet) -> Option<()> {
+fn take_apart(ctx: &TcContext, l3: u32, direction: u32, work: &mut Work) -> Option<()> {
+    let Work { packet, header, .. } = work;
     // SAFETY: the kernel gives a valid context.
     let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
     // What belongs to a VLAN comes again at the VLAN's own device.
@@ -133,38 +156,44 @@ fn take_apart(ctx: &TcContext, l3: u32, packet: &mut Packet) -> Option<()> {
     packet.inner_l3 = 0;
     packet.inner_l4 = 0;
     packet.tcp_flags = 0;
-    let header = header(ctx, l3, packet.is_v4)?;
+    if proxyd_header(ctx.skb.skb, l3, direction) != TAKEN {
+        return None;
+    }
     packet.source = header.source;
     packet.destination = header.destination;
     packet.l4 = header.l4;
     packet.has_l4 = !header.is_later;
     match header.protocol {
         TCP | UDP => {
-            let ports = ports(ctx, &header)?;
+            let ports = ports(ctx, header)?;
             packet.tuple = header.tuple(ports);
             if header.protocol == TCP && packet.has_l4 {
                 packet.tcp_flags = ctx.load(header.l4 as usize + 13).ok()?;
             }
             Some(())
         }
-        ICMP if packet.is_v4 => error(ctx, packet, &header, &[3, 11, 12]),
-        ICMPV6 if !packet.is_v4 => error(ctx, packet, &header, &[1, 2, 3, 4]),
+        ICMP if packet.is_v4 => error(ctx, work, direction, &[3, 11, 12]),
+        ICMPV6 if !packet.is_v4 => error(ctx, work, direction, &[1, 2, 3, 4]),
         _ => None,
     }
 }
 
 /// Takes apart the packet that an ICMP error is about, if it is of one of these types (RFC 792, RFC 4443).
 #[inline(always)]
-fn error(ctx: &TcContext, packet: &mut Packet, outer: &Header, types: &[u8]) -> Option<()> {
-    if outer.is_first || outer.is_later {
+fn error(ctx: &TcContext, work: &mut Work, direction: u32, types: &[u8]) -> Option<()> {
+    let Work { packet, header, .. } = work;
+    if header.is_first || header.is_later {
         return None;
     }
-    let kind: u8 = ctx.load(outer.l4 as usize).ok()?;
+    let kind: u8 = ctx.load(header.l4 as usize).ok()?;
     if !types.contains(&kind) {
         return None;
     }
-    let inner_l3 = outer.l4 + 8;
-    let inner = header(ctx, inner_l3, packet.is_v4)?;
+    let inner_l3 = header.l4 + 8;
+    if proxyd_header(ctx.skb.skb, inner_l3, direction) != TAKEN {
+        return None;
+    }
+    let inner = header;
     if inner.is_later || !matches!(inner.protocol, TCP | UDP) {
         return None;
     }
@@ -176,7 +205,8 @@ fn error(ctx: &TcContext, packet: &mut Packet, outer: &Header, types: &[u8]) -> 
 }
 
 /// What an IP header says.
-struct Header {
+#[repr(C)]
+pub struct Header {
     source: Address,
     destination: Address,
     protocol: u8,
@@ -206,15 +236,6 @@ impl Header {
         self.identification = identification;
         self.is_first = offset == 0 && more;
         self.is_later = offset != 0;
-    }
-}
-
-#[inline(always)]
-fn header(ctx: &TcContext, l3: u32, is_v4: bool) -> Option<Header> {
-    if is_v4 {
-        header_v4(ctx, l3)
-    } else {
-        header_v6(ctx, l3)
     }
 }
 

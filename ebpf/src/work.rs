@@ -3,13 +3,15 @@
 use proxyd_ebpf_common::{Flow, MemberKey, SourceKey, Tuple};
 
 use crate::maps::WORK;
-use crate::packet::Packet;
+use crate::packet::{Header, Packet};
 
 /// Of one processor, for packets of one direction.
 #[repr(C)]
 pub struct Work {
     /// The packet.
     pub packet: Packet,
+    /// The header of it that was looked at last.
+    pub header: Header,
     /// A key that is looked up.
     pub key: Tuple,
     /// A value that is written.
