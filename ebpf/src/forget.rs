@@ -10,8 +10,7 @@ use proxyd_ebpf_common::{CLOSING, Flow, TIMEOUT, Tuple, Waiting};
 
 use crate::flow::{SPARE_AFTER, same_tuple};
 use crate::maps::{BEGUN, CLOSED, EGRESS_FLOWS, INGRESS_FLOWS};
-use crate::packet::{LEFT, TAKEN};
-use crate::work::{Direction, Work, work};
+use crate::verified::{LEFT, TAKEN};
 
 /// How many connections are looked at in each queue: more than one, or those that wait would not become fewer.
 const LOOKED_AT: usize = 2;
@@ -40,12 +39,11 @@ fn wait<const SIZE: usize>(queue: &Queue<Waiting, SIZE>, called: &Tuple, now: u6
 }
 
 /// Forgets earlier connections that are over.
-///
-/// The kernel verifies it by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn proxyd_forget(now: u64) -> i32 {
-    let Some(Work { key, .. }) = work(Direction::In) else {
+pub extern "C" fn proxyd_forget(key: *mut Tuple, now: u64) -> i32 {
+    // SAFETY: who calls has it for himself.
+    let Some(key) = (unsafe { key.as_mut() }) else {
         return LEFT;
     };
     for _ in 0..LOOKED_AT {

@@ -36,8 +36,8 @@ pub fn proxyd_in_l3(ctx: TcContext) -> i32 {
 /// `None`: the packet is left as it is.
 #[inline(always)]
 fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
-    parse(ctx, l3, Direction::In)?;
     let work = work(Direction::In)?;
+    parse(ctx, l3, work)?;
     if is_translated(ctx, &work.packet, Direction::In) {
         return None;
     }
@@ -66,7 +66,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         return None;
     }
     let now = now();
-    match proxyd_begin(ctx.skb.skb, now) {
+    match proxyd_begin(ctx.skb.skb, work, now) {
         BEGUN => {}
         REFUSED => return Some(SHOT),
         DIRECTLY => {
@@ -77,7 +77,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         }
         _ => return None,
     }
-    proxyd_forget(now);
+    proxyd_forget(&raw mut work.key, now);
     let to = work.flow.to;
     Some(translate(ctx, work, &to, Direction::In))
 }
@@ -90,12 +90,11 @@ const DIRECTLY: i32 = 3;
 const BY_RULES: i32 = 4;
 
 /// Begins a connection with a packet that may be its first one.
-///
-/// The kernel verifies it by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn proxyd_begin(skb: *mut __sk_buff, now: u64) -> i32 {
-    let Some(work) = work(Direction::In) else {
+pub extern "C" fn proxyd_begin(skb: *mut __sk_buff, work: *mut Work, now: u64) -> i32 {
+    // SAFETY: who calls has it for himself.
+    let Some(work) = (unsafe { work.as_mut() }) else {
         return REFUSED;
     };
     let ctx = &TcContext::new(skb);

@@ -27,6 +27,7 @@ mod redirect;
 mod rewrite;
 mod sendmsg;
 mod translate;
+mod verified;
 mod work;
 
 /// What every hook answers: the socket may go on. `recvmsg` and `getpeername` may say nothing else.

@@ -9,7 +9,8 @@ use proxyd_ebpf_common::{Address, FragmentKey, Tuple};
 
 use crate::address::{is_v4, mapped};
 use crate::maps::{FRAGMENTS, remember};
-use crate::work::{Direction, Work, work_of};
+use crate::verified::{LEFT, TAKEN};
+use crate::work::Work;
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -93,54 +94,53 @@ pub fn device(ctx: &TcContext) -> u32 {
     unsafe { (*ctx.skb.skb).ifindex }
 }
 
-/// Takes apart what comes behind `l3` bytes, for [`Work::packet`]. `None`: it is none of those that connections to Services consist of.
+/// Takes apart what comes behind `l3` bytes. `None`: it is none of those that connections to Services consist of.
 #[inline(always)]
-pub fn parse(ctx: &TcContext, l3: u32, direction: Direction) -> Option<()> {
-    (proxyd_parse(ctx.skb.skb, l3, direction as u32) == TAKEN).then_some(())
+pub fn parse(ctx: &TcContext, l3: u32, work: &mut Work) -> Option<()> {
+    (proxyd_parse(ctx.skb.skb, l3, work) == TAKEN).then_some(())
 }
 
-/// What functions answer that the kernel verifies by themselves.
-pub const TAKEN: i32 = 1;
-pub const LEFT: i32 = 0;
-
-/// The kernel verifies it by itself, and then looks once at what follows, whatever the packet is like.
+/// What is behind [`parse`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn proxyd_parse(skb: *mut __sk_buff, l3: u32, direction: u32) -> i32 {
-    let Some(work) = work_of(direction) else {
-        return LEFT;
-    };
-    match take_apart(&TcContext::new(skb), l3, direction, work) {
+pub extern "C" fn proxyd_parse(skb: *mut __sk_buff, l3: u32, work: *mut Work) -> i32 {
+    // SAFETY: who calls has it for himself.
+    let work = unsafe { work.as_mut() };
+    match work.and_then(|work| take_apart(&TcContext::new(skb), l3, work)) {
         Some(()) => TAKEN,
         None => LEFT,
     }
 }
 
-/// Takes apart the IP header behind `l3` bytes, and those that extend it, for [`Work::header`].
-///
-/// The kernel verifies it by itself.
+/// Takes apart the IP header behind `l3` bytes, and those that extend it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn proxyd_header(skb: *mut __sk_buff, l3: u32, direction: u32) -> i32 {
-    let Some(Work { packet, header, .. }) = work_of(direction) else {
+pub extern "C" fn proxyd_header(skb: *mut __sk_buff, l3: u32, work: *mut Work) -> i32 {
+    // SAFETY: who calls has it for himself.
+    let Some(work) = (unsafe { work.as_mut() }) else {
         return LEFT;
     };
     let ctx = &TcContext::new(skb);
-    let found = if packet.is_v4 {
+    let header = if work.packet.is_v4 {
         header_v4(ctx, l3)
     } else {
         header_v6(ctx, l3)
     };
-    let Some(found) = found else {
+    let Some(header) = header else {
         return LEFT;
     };
-    *header = found;
+    work.header = header;
     TAKEN
 }
 
 #[inline(always)]
-fn take_apart(ctx: &TcContext, l3: u32, direction: u32, work: &mut Work) -> Option<()> {
-    let Work { packet, header, .. } = work;
+fn header(ctx: &TcContext, l3: u32, work: &mut Work) -> Option<()> {
+    (proxyd_header(ctx.skb.skb, l3, work) == TAKEN).then_some(())
+}
+
+#[inline(always)]
+fn take_apart(ctx: &TcContext, l3: u32, work: &mut Work) -> Option<()> {
+    let packet = &mut work.packet;
     // SAFETY: the kernel gives a valid context.
     let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol, (*ctx.skb.skb).vlan_present) };
     // What belongs to a VLAN comes again at the VLAN's own device.
@@ -156,9 +156,8 @@ fn take_apart(ctx: &TcContext, l3: u32, direction: u32, work: &mut Work) -> Opti
     packet.inner_l3 = 0;
     packet.inner_l4 = 0;
     packet.tcp_flags = 0;
-    if proxyd_header(ctx.skb.skb, l3, direction) != TAKEN {
-        return None;
-    }
+    header(ctx, l3, work)?;
+    let Work { packet, header, .. } = work;
     packet.source = header.source;
     packet.destination = header.destination;
     packet.l4 = header.l4;
@@ -172,28 +171,30 @@ fn take_apart(ctx: &TcContext, l3: u32, direction: u32, work: &mut Work) -> Opti
             }
             Some(())
         }
-        ICMP if packet.is_v4 => error(ctx, work, direction, &[3, 11, 12]),
-        ICMPV6 if !packet.is_v4 => error(ctx, work, direction, &[1, 2, 3, 4]),
+        ICMP if packet.is_v4 => error(ctx, work, &[3, 11, 12]),
+        ICMPV6 if !packet.is_v4 => error(ctx, work, &[1, 2, 3, 4]),
         _ => None,
     }
 }
 
 /// Takes apart the packet that an ICMP error is about, if it is of one of these types (RFC 792, RFC 4443).
 #[inline(always)]
-fn error(ctx: &TcContext, work: &mut Work, direction: u32, types: &[u8]) -> Option<()> {
-    let Work { packet, header, .. } = work;
-    if header.is_first || header.is_later {
+fn error(ctx: &TcContext, work: &mut Work, types: &[u8]) -> Option<()> {
+    let outer = &work.header;
+    if outer.is_first || outer.is_later {
         return None;
     }
-    let kind: u8 = ctx.load(header.l4 as usize).ok()?;
+    let kind: u8 = ctx.load(outer.l4 as usize).ok()?;
     if !types.contains(&kind) {
         return None;
     }
-    let inner_l3 = header.l4 + 8;
-    if proxyd_header(ctx.skb.skb, inner_l3, direction) != TAKEN {
-        return None;
-    }
-    let inner = header;
+    let inner_l3 = outer.l4 + 8;
+    header(ctx, inner_l3, work)?;
+    let Work {
+        packet,
+        header: inner,
+        ..
+    } = work;
     if inner.is_later || !matches!(inner.protocol, TCP | UDP) {
         return None;
     }

@@ -12,7 +12,7 @@ use proxyd_ebpf_common::Tuple;
 use crate::maps::SETTINGS;
 use crate::packet::Packet;
 use crate::rewrite::rewrite;
-use crate::work::{Direction, Work, work_of};
+use crate::work::{Direction, Work};
 use crate::{SHOT, UNSPEC};
 
 /// Any large odd number whose bits look random.
@@ -22,16 +22,15 @@ const MIX: u64 = 0x9e37_79b9_7f4a_7c15;
 #[inline(always)]
 pub fn translate(ctx: &TcContext, work: &mut Work, to: &Tuple, direction: Direction) -> i32 {
     work.key = *to;
-    proxyd_translate(ctx.skb.skb, direction as u32)
+    proxyd_translate(ctx.skb.skb, work, direction as u32)
 }
 
-/// Makes the packet be of the connection whose key is noted.
-///
-/// The kernel verifies it by itself.
+/// What is behind [`translate`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn proxyd_translate(skb: *mut __sk_buff, direction: u32) -> i32 {
-    let Some(Work { packet, key, .. }) = work_of(direction) else {
+pub extern "C" fn proxyd_translate(skb: *mut __sk_buff, work: *mut Work, direction: u32) -> i32 {
+    // SAFETY: who calls has it for himself.
+    let Some(Work { packet, key, .. }) = (unsafe { work.as_mut() }) else {
         return SHOT;
     };
     let ctx = TcContext::new(skb);

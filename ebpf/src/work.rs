@@ -32,13 +32,7 @@ pub enum Direction {
 /// The one of this processor. Nothing interrupts a program at a device but one for the other direction.
 #[inline(always)]
 pub fn work(direction: Direction) -> Option<&'static mut Work> {
-    work_of(direction as u32)
-}
-
-/// As [`work`], where only the number of the direction is known.
-#[inline(always)]
-pub fn work_of(direction: u32) -> Option<&'static mut Work> {
-    let work = WORK.get_ptr_mut(direction)?;
+    let work = WORK.get_ptr_mut(direction as u32)?;
     // SAFETY: see above; all of it is integers.
     Some(unsafe { &mut *work })
 }

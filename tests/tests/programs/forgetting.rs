@@ -1,5 +1,7 @@
 //! Connections that are over leave the tables, and those that are not have all that they need there.
 
+use std::sync::atomic::{AtomicU16, Ordering};
+
 use proxyd_ebpf_common as bpf;
 
 use super::lifetimes::{LONG, answer, converse_open, is_tcp, is_udp, shake_hands};
@@ -20,9 +22,13 @@ fn serve(node: &mut Node, flags: u32) -> Talk {
     call
 }
 
-/// Others begin connections, and what they begin is forgotten at once.
+/// How many others called, in all tests.
+static CALLERS: AtomicU16 = AtomicU16::new(0);
+
+/// Others, who have not called before, begin connections.
 fn others_begin(node: &mut Node, call: Talk) {
-    for number in 0..3 {
+    for _ in 0..3 {
+        let number = CALLERS.fetch_add(1, Ordering::Relaxed) % 0x0100;
         let other = call.from(node.kind.at(0x0700 + number, 40_001));
         let inside = node.comes_in(UPLINK, other, Part::Syn).unwrap();
         node.goes_out(PODS, inside, Part::Syn).unwrap();

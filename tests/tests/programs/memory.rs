@@ -70,8 +70,12 @@ impl Node {
         self.clear::<bpf::Address, bpf::WhoMayCall>("node_addresses");
         self.clear::<u32, bpf::Device>("devices");
         self.clear::<bpf::SourceKey, bpf::Choice>("source_affinity");
-        FLOWS.map(|name| self.clear::<bpf::Tuple, bpf::Flow>(name));
-        WAITING.map(|name| drain(&mut self.queue(name)));
+        for name in FLOWS {
+            self.clear::<bpf::Tuple, bpf::Flow>(name);
+        }
+        for name in WAITING {
+            drain(&mut self.queue(name));
+        }
         self.clear::<bpf::FragmentKey, [u16; 2]>("fragments");
         self.clear_networks::<bpf::NetworkKey>("pod_networks");
         self.clear_networks::<bpf::AllowedKey>("allowed");

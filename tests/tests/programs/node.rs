@@ -1,6 +1,5 @@
 //! A node: the programs, loaded with maps of their own, which tests fill.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, OnceLock};
 
