@@ -28,6 +28,7 @@ mod tables;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::nft::{Duty, Nft};
 use super::{Dataplane, DataplaneError, Restored};
@@ -45,7 +46,7 @@ use order::writes;
 use proxyd_ebpf_common as bpf;
 pub use retire::Retiring;
 pub use share::rules_beside;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Where things of the machine are that the programs need, and how they are set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,8 +110,13 @@ impl Ebpf {
         report: impl Fn(Event) -> bool + Send + Sync + 'static,
     ) -> Result<Self, DataplaneError> {
         let report: Report = Arc::new(report);
+        let started = Instant::now();
         let (maps, links, follower) = attach::attach(places, detector)?;
         let links = Arc::new(links);
+        info!(
+            "programs loaded and attached in {} ms",
+            started.elapsed().as_millis()
+        );
         Ok(Self {
             nft,
             beside: Beside::default(),
