@@ -22,6 +22,7 @@ use crate::forget::{forget_masqueraded, note_closed};
 use crate::frontend::has;
 use crate::maps::{EGRESS_FLOWS, Flows, INGRESS_FLOWS, remember};
 use crate::packet::{Packet, UDP};
+use crate::verified::{LEFT, TAKEN};
 use crate::work::{Direction, Work};
 
 const SECOND: u64 = 1_000_000_000;
@@ -174,7 +175,7 @@ pub fn begin(work: &mut Work, masqueraded: bool, now: u64) -> Option<()> {
     // The client may talk to the same back end by another front end from the same port already. And of one that calls
     // itself, packets there and back must not look the same.
     let mut tries = 0;
-    while same_tuple(key, &key.reversed()) || !claim_answers(key, flow, now) {
+    while proxyd_claim(key, flow, now) != TAKEN {
         tries += 1;
         if tries == TRIES {
             return None;
@@ -197,16 +198,28 @@ pub fn begin(work: &mut Work, masqueraded: bool, now: u64) -> Option<()> {
     remember(&INGRESS_FLOWS, &packet.tuple, flow)
 }
 
-#[inline(always)]
-fn claim_answers(key: &Tuple, flow: &Flow, now: u64) -> bool {
+/// Remembers how answers are translated, if they are not those of another connection.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn proxyd_claim(key: *const Tuple, flow: *const Flow, now: u64) -> i32 {
+    // SAFETY: who calls has them for himself.
+    let (Some(key), Some(flow)) = (unsafe { (key.as_ref(), flow.as_ref()) }) else {
+        return LEFT;
+    };
+    if same_tuple(key, &key.reversed()) {
+        return LEFT;
+    }
     // SAFETY: it is looked at at once.
     if let Some(there) = unsafe { EGRESS_FLOWS.get(key) }
         && there.is_alive(now)
         && !same_tuple(&there.to, &flow.to)
     {
-        return false;
+        return LEFT;
     }
-    remember(&EGRESS_FLOWS, key, flow).is_some()
+    match remember(&EGRESS_FLOWS, key, flow) {
+        Some(()) => TAKEN,
+        None => LEFT,
+    }
 }
 
 /// Whether answers to a packet that no front end has would be taken for those of a connection to one: the client talks to the same
@@ -239,17 +252,13 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
     for number in 0..MASQUERADE_TRIES {
         let port = (first + (start + number) % count).to_be();
         key.destination_port = port;
-        // SAFETY: it is looked at at once.
-        match unsafe { INGRESS_FLOWS.get(&*key) } {
-            Some(there) if there.is_alive(now) => {
-                if spare == 0 && is_spare(there, now) {
-                    spare = port;
-                }
-            }
-            _ => {
+        match proxyd_port(key, now) {
+            FREE => {
                 is_free = true;
                 break;
             }
+            SPARE if spare == 0 => spare = port,
+            _ => {}
         }
     }
     if !is_free {
@@ -263,6 +272,28 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
     pending.to = key.reversed();
     pending.state = NEW;
     Some(())
+}
+
+/// How a port is used: by nobody, by a connection that does without, or by one that needs it.
+const FREE: i32 = 0;
+const SPARE: i32 = 1;
+const NEEDED: i32 = 2;
+
+/// How a port of the node is used, where answers to it have this key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn proxyd_port(key: *const Tuple, now: u64) -> i32 {
+    // SAFETY: who calls has it for himself.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return NEEDED;
+    };
+    // SAFETY: it is looked at at once.
+    match unsafe { INGRESS_FLOWS.get(key) } {
+        Some(there) if !there.is_alive(now) => FREE,
+        Some(there) if is_spare(there, now) => SPARE,
+        Some(_) => NEEDED,
+        None => FREE,
+    }
 }
 
 /// Whether a connection does without its port: its client begins anew if it has anything to say.
