@@ -202,7 +202,7 @@ pub struct BackendFlags {
     pub maglev_table_size: TableSize,
 
     /// How many connections --backend ebpf can translate at devices at a time; of more, those that were silent for longest are
-    /// forgotten. Some 370 bytes of the kernel's memory each, taken at once
+    /// forgotten. Some 420 bytes of the kernel's memory each, taken at once
     #[arg(long, value_name = "NUMBER", default_value_t = ebpf::CONNECTIONS,
           value_parser = clap::value_parser!(u32).range(1_024..=16_777_216))]
     pub connection_table_size: u32,

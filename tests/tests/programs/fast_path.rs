@@ -1,10 +1,15 @@
 //! The fast path: what goes from device to device at once, and what only the kernel can answer.
 
+use std::thread;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use proxyd_ebpf_common as bpf;
+
 use super::node::{
     BACKEND, CLIENT, Fate, Node, POD, PODS, SERVICE, UPLINK, address_of, check_where,
 };
 use super::packets::{HOPS, Kind, Link, Part, Shape, Talk};
-use proxyd_ebpf_common as bpf;
 
 fn is_ethernet(kind: Kind) -> bool {
     kind.link == Link::Ethernet
@@ -44,6 +49,7 @@ fn passed(routers: u8) -> Shape {
 
 /// The first packet there, by the kernel, and the first one back, which shows where the back end is.
 fn begin(node: &Node, call: Talk) -> Talk {
+    wait_for_a_new_tick();
     let inside = call.to(node.backend());
     let usual = Shape::default();
     let became = fate(node, UPLINK, call, Part::Syn, &usual);
@@ -54,6 +60,16 @@ fn begin(node: &Node, call: Talk) -> Talk {
     let out = node.goes_out(UPLINK, inside.answer(), Part::SynAck);
     assert_eq!(out, Some(call.answer()));
     inside
+}
+
+/// Waits until the kernel is not asked for a way again that is seen now, but after half a second or more.
+fn wait_for_a_new_tick() {
+    let now = || Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap());
+    let half_a_second = Duration::from_millis(500);
+    let tick = |time: Duration| bpf::ticks(time.as_nanos() as u64);
+    while tick(now()) != tick(now() + half_a_second) {
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Runs a test with a connection that has begun: what the client calls, and what the back end sees of it.

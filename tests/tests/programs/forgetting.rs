@@ -7,7 +7,7 @@ use proxyd_ebpf_common as bpf;
 use super::lifetimes::{LONG, answer, converse_open, is_tcp, is_udp, shake_hands};
 use super::memory::of_tuple;
 use super::node::{Node, PODS, UPLINK, check, check_where};
-use super::packets::{Part, Talk};
+use super::packets::{Kind, Link, Part, Talk};
 use super::services::converse;
 
 /// Not masqueraded, and masqueraded.
@@ -162,6 +162,27 @@ fn what_is_in_use_is_looked_at_again() {
             assert_eq!(remembered(node, call), 0);
         });
     }
+}
+
+/// There is room for 32,768 connections.
+#[test]
+fn a_silent_connection_outlives_more_than_there_is_room_for() {
+    let is_usual = |kind: Kind| is_tcp(kind) && kind.link == Link::Ethernet;
+    check_where(is_usual, |node| {
+        let call = serve(node, 0);
+        let seen = converse_open(node, call);
+        for round in 0..4 {
+            for number in 0..8_400 {
+                let port = 1_024 + round * 8_400 + number;
+                let other = call.from(node.kind.at(0x0700, port));
+                converse(node, other, node.backend());
+            }
+            node.grows_older(SOON);
+        }
+        assert_eq!(answer(node, seen, Part::Data), call.answer());
+        let inside = node.comes_in(UPLINK, call, Part::Data).unwrap();
+        assert_eq!(node.goes_out(PODS, inside, Part::Data), Some(seen));
+    });
 }
 
 /// Where there is no room for all, one direction may be forgotten and not the other.
