@@ -1,10 +1,11 @@
 //! The fast path: what goes from device to device at once, and what only the kernel can answer.
 
-use std::thread;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use proxyd_ebpf_common as bpf;
+use proxyd_tests::wait::eventually;
+use proxyd_tests::world::PATIENCE;
 
 use super::node::{
     BACKEND, CLIENT, Fate, Node, POD, PODS, SERVICE, UPLINK, address_of, check_where,
@@ -67,9 +68,9 @@ fn wait_for_a_new_tick() {
     let now = || Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap());
     let half_a_second = Duration::from_millis(500);
     let tick = |time: Duration| bpf::ticks(time.as_nanos() as u64);
-    while tick(now()) != tick(now() + half_a_second) {
-        thread::sleep(Duration::from_millis(10));
-    }
+    eventually("a tick has just begun", PATIENCE, || {
+        tick(now()) == tick(now() + half_a_second)
+    });
 }
 
 /// Runs a test with a connection that has begun: what the client calls, and what the back end sees of it.

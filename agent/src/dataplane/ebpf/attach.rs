@@ -8,6 +8,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Instant;
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
@@ -15,7 +16,7 @@ use aya::programs::{CgroupAttachMode, CgroupSockAddr, Program};
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use nix::mount::{MsFlags, mount};
 use proxyd_ebpf_common as bpf;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::super::DataplaneError;
 use super::Places;
@@ -83,6 +84,7 @@ pub(super) fn attach(
     places: &Places,
     detector: &PerFamily<Detector>,
 ) -> Result<(Maps, Links, Follower), DataplaneError> {
+    let started = Instant::now();
     let usable = probe(places).usable()?;
     let cgroup = fs::File::open(&usable.cgroup).map_err(|error| {
         DataplaneError::bpf(format!("opening {}", usable.cgroup.display()), error)
@@ -128,6 +130,10 @@ pub(super) fn attach(
     })?;
     let links = Links::new(pins.replace(links)?)?;
     pins.remove_other_maps()?;
+    info!(
+        "programs loaded and attached in {} ms",
+        started.elapsed().as_millis()
+    );
     Ok((maps, links, follower))
 }
 

@@ -28,7 +28,6 @@ mod tables;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::nft::{Duty, Nft};
 use super::{Dataplane, DataplaneError, Restored};
@@ -46,7 +45,7 @@ use order::writes;
 use proxyd_ebpf_common as bpf;
 pub use retire::Retiring;
 pub use share::rules_beside;
-use tracing::{info, warn};
+use tracing::warn;
 
 /// Where things of the machine are that the programs need, and how they are set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,13 +109,8 @@ impl Ebpf {
         report: impl Fn(Event) -> bool + Send + Sync + 'static,
     ) -> Result<Self, DataplaneError> {
         let report: Report = Arc::new(report);
-        let started = Instant::now();
         let (maps, links, follower) = attach::attach(places, detector)?;
         let links = Arc::new(links);
-        info!(
-            "programs loaded and attached in {} ms",
-            started.elapsed().as_millis()
-        );
         Ok(Self {
             nft,
             beside: Beside::default(),
