@@ -85,7 +85,7 @@ pub fn touch(work: &mut Work, flow: &mut Flow, now: u64, direction: Direction) {
     flow.used_at = now;
     if packet.closes() {
         closes = flow.state != CLOSING;
-        is_told |= closes;
+        is_told |= closes || packet.resets();
         flow.state = CLOSING;
     } else if packet.has_syn() {
         if flow.state == NEW && !packet.is_syn() {

@@ -269,16 +269,22 @@ fn a_client_keeps_its_back_end_while_only_that_speaks() {
 
 #[test]
 fn a_connection_that_one_side_resets_is_over_for_both() {
-    for is_client in [true, false] {
+    let ends: [&[Part]; 2] = [&[Part::Rst], &[Part::Fin, Part::Rst]];
+    for (is_client, end) in [true, false]
+        .into_iter()
+        .flat_map(|side| ends.map(|end| (side, end)))
+    {
         check_where(is_tcp, |node| {
             let (call, backend) = (node.call(), node.backend());
             node.serves(call.to, bpf::MASQUERADE_ALL, &[backend]);
             let seen = converse_open(node, call);
-            if is_client {
-                let inside = node.comes_in(UPLINK, call, Part::Rst).unwrap();
-                assert_eq!(node.goes_out(PODS, inside, Part::Rst), Some(seen));
-            } else {
-                assert_eq!(answer(node, seen, Part::Rst), call.answer());
+            for part in end {
+                if is_client {
+                    let inside = node.comes_in(UPLINK, call, *part).unwrap();
+                    assert_eq!(node.goes_out(PODS, inside, *part), Some(seen));
+                } else {
+                    assert_eq!(answer(node, seen, *part), call.answer());
+                }
             }
             let flows = node.flows();
             assert_eq!(flows.len(), 4);
