@@ -4,6 +4,7 @@
 //! The kernel tells nobody that a program was detached (by `bpftool link detach`, or because the cgroup was removed), or that a
 //! pin was.
 
+use std::cmp::Reverse;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
@@ -48,7 +49,9 @@ impl Links {
     pub(super) fn new(links: Vec<(PathBuf, PinnedLink, u32)>) -> Result<Self, DataplaneError> {
         let unreadable = |error| DataplaneError::bpf("reading /proc/self/fdinfo", error);
         let entries = fs::read_dir("/proc/self/fdinfo").map_err(unreadable)?;
-        let paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        // They have just been opened, so they are among those with the highest numbers.
+        paths.sort_by_key(|path| Reverse(number_of(path)));
         let links = links.into_iter().map(|(pin, open, number)| {
             let number = number.to_string();
             let shows_it = |path: &&PathBuf| value(&shown(path), "link_id:") == Some(&*number);
@@ -72,6 +75,11 @@ impl Links {
             places.any(|id| !id.starts_with("0")) && link.pin.exists()
         })
     }
+}
+
+/// The number of the descriptor that a file of `/proc/self/fdinfo` is about.
+fn number_of(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.parse().ok()
 }
 
 /// What the kernel shows in a file of `/proc/self/fdinfo`, which is shorter than a page; a descriptor may have been closed
