@@ -111,6 +111,7 @@ fn whatever_others_change_is_put_right_while_traffic_goes_on() {
         "add element ip proxyd services { 10.96.0.1 . udplite . 80 : drop }",
         "flush chain ip proxyd balance\ndelete element ip proxyd services { 10.96.0.1 . tcp . 80 }",
         "flush chain ip proxyd nat-postrouting",
+        "flush chain ip6 proxyd do-masquerade",
         "insert rule ip proxyd nat-prerouting counter drop",
         "add chain ip6 proxyd theirs\nadd rule ip6 proxyd theirs counter",
         "add chain ip proxyd nat-prerouting { policy drop; }",

@@ -167,7 +167,7 @@ fn the_skeleton_is_as_it_was() {
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd 3fba469703d08c95"
+        	comment "proxyd 5479049a04bb420b"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
@@ -261,7 +261,9 @@ fn the_skeleton_is_as_it_was() {
         	# BPF programs, which masquerade beside, before or after these rules. Clients with a port below 1024 get such a one again.
         	chain do-masquerade {
         		meta mark set meta mark and 0xffffbfff
-        		meta l4proto { tcp, udp, sctp } th sport >= 1024 masquerade to :1024-60999 fully-random
+        		meta l4proto tcp th sport >= 1024 masquerade to :1024-60999 fully-random
+        		meta l4proto udp th sport >= 1024 masquerade to :1024-60999 fully-random
+        		meta l4proto sctp th sport >= 1024 masquerade to :1024-60999 fully-random
         		masquerade fully-random
         	}
 

@@ -233,7 +233,14 @@ impl Skeleton {
         let ip = self.nft_family();
         let mark = self.mark;
         let unmark = !self.mark;
-        let last_port = MASQUERADE_PORTS.0 - 1;
+        // A rule for each, since an anonymous set of them could not be put back like a rule.
+        let masquerade = Protocol::ALL.map(|protocol| {
+            let last = MASQUERADE_PORTS.0 - 1;
+            format!(
+                "\t\tmeta l4proto {protocol} th sport >= 1024 masquerade to :1024-{last} fully-random\n"
+            )
+        });
+        let masquerade = masquerade.concat();
         let remember = self.remember_text();
         let verdicts = self.verdicts_text().concat();
         format!(
@@ -260,8 +267,7 @@ impl Skeleton {
 	# BPF programs, which masquerade beside, before or after these rules. Clients with a port below 1024 get such a one again.
 	chain do-masquerade {{
 		meta mark set meta mark and {unmark:#010x}
-		meta l4proto {{ tcp, udp, sctp }} th sport >= 1024 masquerade to :1024-{last_port} fully-random
-		masquerade fully-random
+{masquerade}		masquerade fully-random
 	}}
 
 	# Who was translated to whom, before anybody translates the source. Chains of type nat see the first packet of a
