@@ -167,7 +167,7 @@ fn the_skeleton_is_as_it_was() {
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd 5479049a04bb420b"
+        	comment "proxyd 6b0f3eac3d3aadcb"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
@@ -257,8 +257,7 @@ fn the_skeleton_is_as_it_was() {
         		meta mark & 0x00004000 != 0 goto do-masquerade
         		ct status dnat ip saddr . ip daddr @hairpin goto do-masquerade
         	}
-        	# The mark goes first: an overlay's outer packet keeps it and would be translated again. The ports above are those of
-        	# BPF programs, which masquerade beside, before or after these rules. Clients with a port below 1024 get such a one again.
+        	# The mark goes first: an overlay's outer packet keeps it and would be translated again. Higher ports are those of BPF programs.
         	chain do-masquerade {
         		meta mark set meta mark and 0xffffbfff
         		meta l4proto tcp th sport >= 1024 masquerade to :1024-60999 fully-random

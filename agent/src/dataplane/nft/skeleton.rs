@@ -233,7 +233,8 @@ impl Skeleton {
         let ip = self.nft_family();
         let mark = self.mark;
         let unmark = !self.mark;
-        // A rule for each, since an anonymous set of them could not be put back like a rule.
+        // BPF programs masquerade beside these rules, before them or after. Clients with a low port get a low one. There is a rule
+        // for each protocol, since an anonymous set of them could not be put back like a rule.
         let masquerade = Protocol::ALL.map(|protocol| {
             let last = MASQUERADE_PORTS.0 - 1;
             format!(
@@ -263,8 +264,7 @@ impl Skeleton {
 		meta mark & {mark:#010x} != 0 goto do-masquerade
 		ct status dnat {ip} saddr . {ip} daddr @hairpin goto do-masquerade
 	}}
-	# The mark goes first: an overlay's outer packet keeps it and would be translated again. The ports above are those of
-	# BPF programs, which masquerade beside, before or after these rules. Clients with a port below 1024 get such a one again.
+	# The mark goes first: an overlay's outer packet keeps it and would be translated again. Higher ports are those of BPF programs.
 	chain do-masquerade {{
 		meta mark set meta mark and {unmark:#010x}
 {masquerade}		masquerade fully-random
