@@ -1,5 +1,5 @@
 //! Connections that are over leave the tables, so that those that are open need not: a table without room forgets what was silent for
-//! longest, be it open or not. And what is small stays in the processors' caches.
+//! longest, be it open or not.
 //!
 //! With each new connection some earlier ones are looked at: those that both sides have closed after a second, in which the last
 //! packets may come again, and all after the time that silent ones are remembered for. No clock is needed, and no agent.
@@ -8,7 +8,7 @@ use aya_ebpf::bindings::BPF_EXIST;
 use aya_ebpf::btf_maps::Queue;
 use proxyd_ebpf_common::{CLOSING, Flow, TIMEOUT, Tuple, Waiting};
 
-use crate::flow::{SPARE_AFTER, same_tuple};
+use crate::flow::{SPARE_AFTER, now, same_tuple};
 use crate::maps::{BEGUN, CLOSED, EGRESS_FLOWS, INGRESS_FLOWS};
 use crate::verified::{LEFT, TAKEN};
 
@@ -41,11 +41,12 @@ fn wait<const SIZE: usize>(queue: &Queue<Waiting, SIZE>, called: &Tuple, now: u6
 /// Forgets earlier connections that are over.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn proxyd_forget(key: *mut Tuple, now: u64) -> i32 {
+pub extern "C" fn proxyd_forget(key: *mut Tuple) -> i32 {
     // SAFETY: who calls has it for himself.
     let Some(key) = (unsafe { key.as_mut() }) else {
         return LEFT;
     };
+    let now = now();
     for _ in 0..LOOKED_AT {
         if let Some(called) = next(&CLOSED, SPARE_AFTER, now) {
             let is_over =

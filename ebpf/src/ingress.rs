@@ -65,8 +65,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
     if !work.packet.may_begin() {
         return None;
     }
-    let now = now();
-    match proxyd_begin(ctx.skb.skb, work, now) {
+    match proxyd_begin(ctx.skb.skb, work) {
         BEGUN => {}
         REFUSED => return Some(SHOT),
         DIRECTLY => {
@@ -77,7 +76,7 @@ fn take(ctx: &TcContext, l3: u32) -> Option<i32> {
         }
         _ => return None,
     }
-    proxyd_forget(&raw mut work.key, now);
+    proxyd_forget(&raw mut work.key);
     let to = work.flow.to;
     Some(translate(ctx, work, &to, Direction::In))
 }
@@ -92,7 +91,7 @@ const BY_RULES: i32 = 4;
 /// Begins a connection with a packet that may be its first one.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn proxyd_begin(skb: *mut __sk_buff, work: *mut Work, now: u64) -> i32 {
+pub extern "C" fn proxyd_begin(skb: *mut __sk_buff, work: *mut Work) -> i32 {
     // SAFETY: who calls has it for himself.
     let Some(work) = (unsafe { work.as_mut() }) else {
         return REFUSED;
@@ -110,7 +109,8 @@ pub extern "C" fn proxyd_begin(skb: *mut __sk_buff, work: *mut Work, now: u64) -
         }
         Begins::Directly => return DIRECTLY,
     };
-    note_client(ctx, &mut work.flow, redirect::is_wanted());
+    let now = now();
+    note_client(ctx, &mut work.flow);
     if begin(work, masqueraded, now).is_none() {
         return REFUSED;
     }

@@ -29,9 +29,9 @@ pub fn is_wanted() -> bool {
 
 /// Notes the way back to a client whose first packet this is, for a new connection.
 #[inline(always)]
-pub fn note_client(ctx: &TcContext, flow: &mut Flow, has_fast_path: bool) {
+pub fn note_client(ctx: &TcContext, flow: &mut Flow) {
     flow.go_by_routes();
-    if !has_fast_path {
+    if !is_wanted() {
         return;
     }
     flow.way = NOT_KNOWN;

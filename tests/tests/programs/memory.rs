@@ -122,7 +122,14 @@ fn drain(queue: &mut Queue<&mut MapData, bpf::Waiting>) -> Vec<bpf::Waiting> {
 
 /// Who talks to whom.
 pub(crate) fn of_tuple(tuple: &bpf::Tuple) -> (SocketAddr, SocketAddr) {
-    let at = |address: bpf::Address, port: u16| SocketAddr::new(address.into(), u16::from_be(port));
+    let at = |address, port| {
+        let padding = 0;
+        SocketAddr::from(bpf::Destination {
+            address,
+            port,
+            padding,
+        })
+    };
     (
         at(tuple.source, tuple.source_port),
         at(tuple.destination, tuple.destination_port),

@@ -200,7 +200,7 @@ fn tell_of_other_size(loaded: &Ebpf, wanted: u32) {
     }
 }
 
-/// Loads the programs, all at once: the kernel takes up to a tenth of a second to verify one.
+/// Loads the programs, all at once: the kernel takes some ten milliseconds to verify each of the larger ones.
 fn load(loaded: &mut Ebpf) -> Result<(), DataplaneError> {
     let is_wanted = |name: &str| PROGRAMS.contains(&name) || hooks::USUAL.contains(&name);
     let wanted = loaded.programs_mut().filter(|(name, _)| is_wanted(name));
