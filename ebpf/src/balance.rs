@@ -1,5 +1,7 @@
 //! Which back end a socket gets.
 
+use core::mem::zeroed;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use aya_ebpf::programs::SockAddrContext;
@@ -13,6 +15,7 @@ use crate::count;
 use crate::flow::now;
 use crate::frontend::{List, find, has, is_allowed, pick, recall};
 use crate::maps::{AFFINITY, DEVICES, SETTINGS, TCP_PEERS, UDP_CHOICES, UDP_PEERS, remember};
+use crate::verified::{LEFT, TAKEN};
 
 /// A transport protocol that is balanced.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +43,27 @@ impl Protocol {
     }
 }
 
+/// A socket that begins to talk to somebody, and what is found out about that.
+#[repr(C)]
+struct Call {
+    /// The cookie of the socket.
+    socket: u64,
+    /// The cookie of its network namespace.
+    namespace: u64,
+    /// Whom it calls.
+    called: Destination,
+    /// By which protocol: its number.
+    protocol: u8,
+    /// Whether it talks to nobody else from now on, so that the choice is not looked up again.
+    is_lasting: bool,
+    padding: u16,
+    /// The front end that is called.
+    key: FrontendKey,
+    frontend: Frontend,
+    /// Whom it gets.
+    backend: Destination,
+}
+
 /// The back end for a socket that begins to talk to somebody. `is_lasting`: it talks to nobody else from now on, so the
 /// choice is not looked up again. `None`: nobody that is balanced is called.
 #[inline(always)]
@@ -50,62 +74,95 @@ pub fn choose(
     is_lasting: bool,
 ) -> Option<Destination> {
     // SAFETY: the context is valid.
-    let namespace = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
-    let (key, frontend) = find(protocol.number(), called, || is_node(namespace))?;
-    if frontend.flags & (GUARDED | LOCAL_OUTSIDE) != 0
-        && !is_node_that_may(&key, &frontend, namespace)
-    {
+    let (socket, namespace) = unsafe {
+        let ctx = ctx.as_ptr();
+        (bpf_get_socket_cookie(ctx), bpf_get_netns_cookie(ctx))
+    };
+    let mut call = Call {
+        socket,
+        namespace,
+        called: *called,
+        protocol: protocol.number(),
+        is_lasting,
+        // SAFETY: all of it may be zero.
+        ..unsafe { zeroed() }
+    };
+    (proxyd_choose(&raw mut call) == TAKEN).then_some(call.backend)
+}
+
+/// Chooses.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn proxyd_choose(call: *mut Call) -> i32 {
+    // SAFETY: who calls has it for himself.
+    match unsafe { call.as_mut() }.and_then(balance) {
+        Some(()) => TAKEN,
+        None => LEFT,
+    }
+}
+
+#[inline(always)]
+fn balance(call: &mut Call) -> Option<()> {
+    let namespace = call.namespace;
+    (call.key, call.frontend) = find(call.protocol, &call.called, || is_node(namespace))?;
+    if call.frontend.flags & (GUARDED | LOCAL_OUTSIDE) != 0 && !is_node_that_may(call) {
         return None;
     }
-    // SAFETY: the context is valid.
-    let socket = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
-    let flow = client(socket, &key);
-    let is_flow = protocol == Protocol::Udp && !is_lasting;
+    let flow = client(call.socket, &call.key);
+    let is_flow = call.protocol == Protocol::Udp.number() && !call.is_lasting;
     // SAFETY: the value is copied at once.
     if is_flow
         && let Some(backend) = unsafe { UDP_CHOICES.get(flow) }.copied()
-        && has(&key, &backend, ANYWHERE)
+        && has(&call.key, &backend, ANYWHERE)
     {
-        return Some(backend);
+        call.backend = backend;
+        return Some(());
     }
-    let backend = if frontend.affinity_seconds == 0 {
-        pick(&key, all(&frontend), all)?
+    if call.frontend.affinity_seconds == 0 {
+        call.backend = pick(&call.key, all(&call.frontend), all)?;
     } else {
-        let client = client(namespace, &key);
-        let now = now();
-        // SAFETY: the value is copied at once.
-        let choice = unsafe { AFFINITY.get(client) }.copied();
-        let limits = (frontend.affinity_seconds, ANYWHERE);
-        let backend = match choice.and_then(|choice| recall(&choice, now, &key, limits)) {
-            Some(backend) => backend,
-            None => pick(&key, all(&frontend), all)?,
-        };
-        let choice = Choice {
-            used_at: now,
-            backend,
-            padding: 0,
-        };
-        // Nothing is lost but the client's affinity if that fails.
-        let _ = remember(&AFFINITY, &client, &choice);
-        backend
-    };
+        choose_again(call)?;
+    }
     if is_flow {
-        let _ = remember(&UDP_CHOICES, &flow, &backend);
+        let _ = remember(&UDP_CHOICES, &flow, &call.backend);
     }
     count::connection(&MemberKey {
-        frontend: key,
-        backend,
+        frontend: call.key,
+        backend: call.backend,
     });
     let peer = PeerKey {
-        socket,
-        backend,
+        socket: call.socket,
+        backend: call.backend,
         padding: 0,
     };
-    let _ = match protocol {
-        Protocol::Tcp => remember(&TCP_PEERS, &peer, called),
-        Protocol::Udp => remember(&UDP_PEERS, &peer, called),
+    let _ = if call.protocol == Protocol::Tcp.number() {
+        remember(&TCP_PEERS, &peer, &call.called)
+    } else {
+        remember(&UDP_PEERS, &peer, &call.called)
     };
-    Some(backend)
+    Some(())
+}
+
+/// The back end that the client had before, if it still may.
+#[inline(always)]
+fn choose_again(call: &mut Call) -> Option<()> {
+    let client = client(call.namespace, &call.key);
+    let now = now();
+    // SAFETY: the value is copied at once.
+    let choice = unsafe { AFFINITY.get(client) }.copied();
+    let limits = (call.frontend.affinity_seconds, ANYWHERE);
+    call.backend = match choice.and_then(|choice| recall(&choice, now, &call.key, limits)) {
+        Some(backend) => backend,
+        None => pick(&call.key, all(&call.frontend), all)?,
+    };
+    let choice = Choice {
+        used_at: now,
+        backend: call.backend,
+        padding: 0,
+    };
+    // Nothing is lost but the client's affinity if that fails.
+    let _ = remember(&AFFINITY, &client, &choice);
+    Some(())
 }
 
 /// What a socket called that talks to this back end; `None` if it called that itself.
@@ -133,19 +190,19 @@ pub fn called(
 /// Whether a socket is one of the node, and the node may call a front end. Of others the source is not known yet, nor whether
 /// they are pods.
 #[inline(always)]
-fn is_node_that_may(key: &FrontendKey, frontend: &Frontend, namespace: u64) -> bool {
-    if !is_node(namespace) {
+fn is_node_that_may(call: &Call) -> bool {
+    if !is_node(call.namespace) {
         return false;
     }
-    if frontend.flags & GUARDED == 0 {
+    if call.frontend.flags & GUARDED == 0 {
         return true;
     }
     // SAFETY: the value is copied at once.
     let Some(node) = (unsafe { DEVICES.get(THE_NODES_DEVICE) }).copied() else {
         return false;
     };
-    let is_v4 = is_v4(&key.address);
-    is_allowed(key, if is_v4 { &node.v4 } else { &node.v6 })
+    let is_v4 = is_v4(&call.key.address);
+    is_allowed(&call.key, if is_v4 { &node.v4 } else { &node.v6 })
 }
 
 /// All back ends: that is what clients here get.

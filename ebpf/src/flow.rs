@@ -237,7 +237,11 @@ pub fn answers_are_taken(work: &mut Work) -> bool {
 #[inline(always)]
 pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64) -> Option<()> {
     let Work {
-        packet, key, flow, ..
+        packet,
+        key,
+        flow,
+        spare_port: spare,
+        ..
     } = work;
     *key = packet.tuple.reversed();
     flow.to = *key;
@@ -248,7 +252,8 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
     key.destination = *node;
     let (first, count) = MASQUERADE_PORTS;
     let start = random(count);
-    let (mut is_free, mut spare) = (false, 0);
+    let mut is_free = false;
+    *spare = 0;
     for number in 0..MASQUERADE_TRIES {
         let port = (first + (start + number) % count).to_be();
         key.destination_port = port;
@@ -257,15 +262,15 @@ pub fn masquerade(work: &mut Work, pending: &mut Flow, node: &Address, now: u64)
                 is_free = true;
                 break;
             }
-            SPARE if spare == 0 => spare = port,
+            SPARE if *spare == 0 => *spare = port,
             _ => {}
         }
     }
     if !is_free {
-        if spare == 0 {
+        if *spare == 0 {
             return None;
         }
-        key.destination_port = spare;
+        key.destination_port = *spare;
         forget_masqueraded(key, &flow.to);
     }
     remember(&INGRESS_FLOWS, key, flow)?;
@@ -298,7 +303,7 @@ pub extern "C" fn proxyd_port(key: *const Tuple, now: u64) -> i32 {
 
 /// Whether a connection does without its port: its client begins anew if it has anything to say.
 #[inline(always)]
-fn is_spare(flow: &Flow, now: u64) -> bool {
+pub fn is_spare(flow: &Flow, now: u64) -> bool {
     (flow.to.protocol == UDP || flow.state == CLOSING) && flow.is_silent_for(now) >= SPARE_AFTER
 }
 

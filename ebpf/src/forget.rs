@@ -6,9 +6,9 @@
 
 use aya_ebpf::bindings::BPF_EXIST;
 use aya_ebpf::btf_maps::Queue;
-use proxyd_ebpf_common::{CLOSING, Flow, TIMEOUT, Tuple, Waiting};
+use proxyd_ebpf_common::{Flow, TIMEOUT, Tuple, Waiting};
 
-use crate::flow::{SPARE_AFTER, now, same_tuple};
+use crate::flow::{SPARE_AFTER, is_spare, now, same_tuple};
 use crate::maps::{BEGUN, CLOSED, EGRESS_FLOWS, INGRESS_FLOWS};
 use crate::verified::{LEFT, TAKEN};
 
@@ -49,9 +49,7 @@ pub extern "C" fn proxyd_forget(key: *mut Tuple) -> i32 {
     let now = now();
     for _ in 0..LOOKED_AT {
         if let Some(called) = next(&CLOSED, SPARE_AFTER, now) {
-            let is_over =
-                |flow: &Flow| flow.state == CLOSING && flow.is_silent_for(now) >= SPARE_AFTER;
-            forget_if(&called, key, is_over);
+            forget_if(&called, key, |flow| is_spare(flow, now));
         }
         if let Some(called) = next(&BEGUN, TIMEOUT, now)
             && forget_if(&called, key, |flow| !flow.is_alive(now)) == Some(false)

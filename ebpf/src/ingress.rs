@@ -5,9 +5,8 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use proxyd_ebpf_common::{
-    ANYWHERE, Address, Choice, Destination, FIRST_LOCAL, Frontend, FrontendKey, GUARDED, HERE,
-    LOCAL_OUTSIDE, MASQUERADE_ALL, MASQUERADE_OUTSIDE, NetworkKey, SourceKey, hash_of_client,
-    hash_of_flow,
+    ANYWHERE, Address, Choice, Destination, FIRST_LOCAL, Frontend, GUARDED, HERE, LOCAL_OUTSIDE,
+    MASQUERADE_ALL, MASQUERADE_OUTSIDE, NetworkKey, SourceKey, hash_of_client, hash_of_flow,
 };
 
 use crate::address::same;
@@ -19,6 +18,7 @@ use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINIT
 use crate::packet::{Packet, device, parse};
 use crate::redirect::{answer, can_take, note_client, send};
 use crate::translate::{is_translated, translate};
+use crate::verified::{LEFT, TAKEN};
 use crate::work::{Direction, Work, work};
 use crate::{ETHERNET, NO_LINK_LAYER, SHOT, UNSPEC};
 use crate::{count, maps, redirect};
@@ -139,37 +139,53 @@ fn begin_at_frontend(ctx: &TcContext, work: &mut Work) -> Begins {
     let Some((key, frontend)) = find(tuple.protocol, &receiver(tuple), || false) else {
         return Begins::Directly;
     };
+    work.member.frontend = key;
+    work.frontend = frontend;
     if frontend.flags & GUARDED != 0 && !is_allowed(&key, &tuple.source) {
         return Begins::Refused;
     }
     let is_pod = is_pod(ctx, &tuple.source);
-    work.member.frontend = key;
-    let Some(backend) = choose(work, &key, &frontend, is_pod) else {
-        return match list(&frontend, is_local(&frontend, is_pod)).count {
+    let is_local = frontend.flags & LOCAL_OUTSIDE != 0 && !is_pod;
+    if proxyd_choose_for(work, is_local.into()) != TAKEN {
+        return match list(&work.frontend, is_local).count {
             0 => Begins::Refused,
             _ => Begins::ByRules,
         };
-    };
-    work.member.backend = backend;
+    }
     let Packet { tuple, is_v4, .. } = &work.packet;
+    let flags = work.frontend.flags;
     Begins::Balanced {
-        masqueraded: frontend.flags & MASQUERADE_ALL != 0
-            || (frontend.flags & MASQUERADE_OUTSIDE != 0 && !is_pod && knows_pods(*is_v4))
-            || same(&backend.address, &tuple.source),
+        masqueraded: flags & MASQUERADE_ALL != 0
+            || (flags & MASQUERADE_OUTSIDE != 0 && !is_pod && knows_pods(*is_v4))
+            || same(&work.member.backend.address, &tuple.source),
     }
 }
 
-/// The back end of a new connection; `None`: the policy allows none, or it is not there.
+/// Chooses and notes the back end of a new connection, one of all or one on this node (`is_local`, 1 or 0). [`LEFT`]: none is there.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn proxyd_choose_for(work: *mut Work, is_local: u32) -> i32 {
+    // SAFETY: who calls has it for himself.
+    let chosen = unsafe { work.as_mut() }.and_then(|work| {
+        work.member.backend = choose(work, is_local != 0)?;
+        Some(())
+    });
+    match chosen {
+        Some(()) => TAKEN,
+        None => LEFT,
+    }
+}
+
 #[inline(always)]
-fn choose(
-    work: &mut Work,
-    key: &FrontendKey,
-    frontend: &Frontend,
-    is_pod: bool,
-) -> Option<Destination> {
-    let Work { packet, client, .. } = work;
-    let tuple = &packet.tuple;
-    let is_local = is_local(frontend, is_pod);
+fn choose(work: &mut Work, is_local: bool) -> Option<Destination> {
+    let Work {
+        packet,
+        client,
+        member,
+        frontend,
+        ..
+    } = work;
+    let (tuple, key) = (&packet.tuple, &member.frontend);
     client.source = tuple.source;
     client.frontend = *key;
     client.padding = 0;
@@ -214,12 +230,7 @@ fn remember(client: &SourceKey, backend: Destination, now: u64) {
     let _ = maps::remember(&SOURCE_AFFINITY, client, &choice);
 }
 
-/// Whether only back ends on this node are for a client.
-#[inline(always)]
-fn is_local(frontend: &Frontend, is_pod: bool) -> bool {
-    frontend.flags & LOCAL_OUTSIDE != 0 && !is_pod
-}
-
+/// The back ends that a client may get: those on this node, or all.
 #[inline(always)]
 fn list(frontend: &Frontend, is_local: bool) -> List {
     if is_local {

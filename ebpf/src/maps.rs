@@ -6,7 +6,7 @@ use aya_ebpf::macros::btf_map;
 use proxyd_ebpf_common::{
     Address, AllowedKey, BackendKey, Choice, ClientKey, Counter, Destination, Device, Flow,
     FragmentKey, Frontend, FrontendKey, MAX_BACKENDS, MAX_CLOSED, MAX_DEVICES, MAX_FLOWS,
-    MAX_FRONTENDS, MAX_NETWORKS, MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED,
+    MAX_FRAGMENTS, MAX_FRONTENDS, MAX_NETWORKS, MAX_NODE_ADDRESSES, MAX_PIECES, MAX_REMEMBERED,
     MAX_SPECIAL_BACKENDS, MemberKey, NetworkKey, PeerKey, Piece, PieceKey, Settings, SourceKey,
     TableKey, Tuple, Waiting, WhoMayCall,
 };
@@ -98,7 +98,7 @@ pub static CLOSED: Queue<Waiting, MAX_CLOSED> = Queue::new();
 
 /// The ports of datagrams that come in fragments.
 #[btf_map(name = "fragments")]
-pub static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2], MAX_REMEMBERED> = LruHashMap::new();
+pub static FRAGMENTS: LruHashMap<FragmentKey, [u16; 2], MAX_FRAGMENTS> = LruHashMap::new();
 
 /// How much traffic back ends had, since they have been back ends.
 #[btf_map(name = "counters")]

@@ -1,6 +1,6 @@
 //! What a program at a device has at hand while it looks at a packet: more than fits a stack.
 
-use proxyd_ebpf_common::{Flow, MemberKey, SourceKey, Tuple};
+use proxyd_ebpf_common::{Flow, Frontend, MemberKey, SourceKey, Tuple};
 
 use crate::maps::WORK;
 use crate::packet::{Header, Packet};
@@ -20,6 +20,10 @@ pub struct Work {
     pub client: SourceKey,
     /// The front end and the back end that it goes to.
     pub member: MemberKey,
+    /// How the front end balances.
+    pub frontend: Frontend,
+    /// A port of the node that may be had for masquerade, if no other is free; 0: none.
+    pub spare_port: u16,
 }
 
 /// Which way packets go.

@@ -62,11 +62,17 @@ impl AddAssign for Counts {
 
 /// A walk through flows, a few at a time.
 pub trait Steps {
-    /// Reads the next few flows, deletes those that are stale, and counts them; `None` at the end.
+    /// Reads the next few flows; tells whether there are any more.
     ///
     /// # Errors
-    /// Why flows could not be read or deleted. The walk is over then.
-    fn step(&mut self, is_stale: impl Fn(&Flow) -> bool) -> Result<Option<Counts>, ConntrackError>;
+    /// Why flows could not be read. The walk is over then.
+    fn read(&mut self) -> Result<bool, ConntrackError>;
+
+    /// Deletes those of the flows read last that are stale, and counts them.
+    ///
+    /// # Errors
+    /// Why flows could not be deleted. The walk is over then.
+    fn delete_stale(&mut self, is_stale: impl Fn(&Flow) -> bool) -> Result<Counts, ConntrackError>;
 }
 
 /// One walk through the kernel's table.
@@ -98,12 +104,16 @@ impl Walk {
 }
 
 impl Steps for Walk {
-    fn step(&mut self, is_stale: impl Fn(&Flow) -> bool) -> Result<Option<Counts>, ConntrackError> {
+    fn read(&mut self) -> Result<bool, ConntrackError> {
         if self.ended {
-            return Ok(None);
+            return Ok(false);
         }
-        let mut counts = Counts::default();
         receive(&self.flows, &mut self.buffer)?;
+        Ok(true)
+    }
+
+    fn delete_stale(&mut self, is_stale: impl Fn(&Flow) -> bool) -> Result<Counts, ConntrackError> {
+        let mut counts = Counts::default();
         let mut requests = Vec::new();
         let mut pending = 0;
         let mut ended = None;
@@ -130,7 +140,7 @@ impl Steps for Walk {
         commit(&self.deletions, &mut requests, pending)?;
         self.ended = ended.is_some();
         match ended.filter(|number| *number != 0) {
-            None => Ok(Some(counts)),
+            None => Ok(counts),
             Some(number) => Err(ConntrackError::List(error(number))),
         }
     }

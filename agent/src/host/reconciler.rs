@@ -205,20 +205,30 @@ where
         };
         let mut total = Counts::default();
         loop {
-            match walk.step(|flow| self.todo.is_stale(flow)) {
-                Ok(Some(counts)) => total += counts,
-                Ok(None) => return Ok(Ok(total)),
+            match walk.read() {
+                Ok(true) => {}
+                Ok(false) => return Ok(Ok(total)),
                 Err(error) => return Ok(Err(error)),
             }
-            loop {
-                match self.mailbox.try_recv() {
-                    Ok(job) => {
-                        self.todo.merge(job.clone());
-                        newer.merge(job);
-                    }
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return Err(Dropped),
+            // Reading takes milliseconds, and what was read may be as new as that.
+            self.take_jobs(newer)?;
+            match walk.delete_stale(|flow| self.todo.is_stale(flow)) {
+                Ok(counts) => total += counts,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// Takes the jobs that came into the one under way, and into `newer`.
+    fn take_jobs(&mut self, newer: &mut Flows) -> Result<(), Dropped> {
+        loop {
+            match self.mailbox.try_recv() {
+                Ok(job) => {
+                    self.todo.merge(job.clone());
+                    newer.merge(job);
                 }
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(Dropped),
             }
         }
     }

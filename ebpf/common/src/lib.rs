@@ -35,6 +35,9 @@ pub const MAX_NODE_ADDRESSES: usize = 1 << 10;
 /// How many sockets and clients are remembered in each map of those; the longest unused are forgotten.
 pub const MAX_REMEMBERED: usize = 1 << 16;
 
+/// Of how many datagrams that come in fragments the ports are remembered.
+pub const MAX_FRAGMENTS: usize = 1 << 13;
+
 /// How many connections are remembered that devices carry, in each direction, unless the agent says otherwise; the longest
 /// unused are forgotten.
 pub const MAX_FLOWS: usize = 1 << 17;

@@ -85,7 +85,13 @@ pub(super) fn attach(
     detector: &PerFamily<Detector>,
 ) -> Result<(Maps, Links, Follower), DataplaneError> {
     let started = Instant::now();
-    let usable = probe(places).usable()?;
+    // A loader reads what the kernel says of its own types, which takes as long as much of the rest.
+    let (usable, mut loader) = thread::scope(|scope| {
+        let loader = scope.spawn(EbpfLoader::new);
+        let usable = probe(places).usable();
+        (usable, loader.join().expect("reading does not panic"))
+    });
+    let usable = usable?;
     let cgroup = fs::File::open(&usable.cgroup).map_err(|error| {
         DataplaneError::bpf(format!("opening {}", usable.cgroup.display()), error)
     })?;
@@ -93,7 +99,6 @@ pub(super) fn attach(
         mount_bpf()?;
     }
     let pins = Pins::make(&places.pins)?;
-    let mut loader = EbpfLoader::new();
     for name in MAPS {
         loader.map_pin_path(name, pins.maps().join(name));
     }
@@ -200,11 +205,12 @@ fn tell_of_other_size(loaded: &Ebpf, wanted: u32) {
     }
 }
 
-/// Loads the programs, all at once: the kernel takes some ten milliseconds to verify each of the larger ones.
+/// Loads the programs: the kernel takes as long to verify the largest as all others, so it does both at once.
 fn load(loaded: &mut Ebpf) -> Result<(), DataplaneError> {
     let is_wanted = |name: &str| PROGRAMS.contains(&name) || hooks::USUAL.contains(&name);
     let wanted = loaded.programs_mut().filter(|(name, _)| is_wanted(name));
-    let load = |name: &str, program: &mut Program| {
+    let (largest, others): (Vec<_>, Vec<_>) = wanted.partition(|(name, _)| *name == hooks::LARGEST);
+    let load = |(name, program): (&str, &mut Program)| {
         let result = match program {
             Program::CgroupSockAddr(program) => program.load(),
             Program::SchedClassifier(program) => program.load(),
@@ -213,12 +219,9 @@ fn load(loaded: &mut Ebpf) -> Result<(), DataplaneError> {
         result.map_err(|error| DataplaneError::bpf(format!("loading {name}"), error))
     };
     thread::scope(|scope| {
-        let threads: Vec<_> = wanted
-            .map(|(name, program)| scope.spawn(move || load(name, program)))
-            .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().expect("loading does not panic"))
+        let others = scope.spawn(move || others.into_iter().try_for_each(load));
+        largest.into_iter().try_for_each(load)?;
+        others.join().expect("loading does not panic")
     })
 }
 

@@ -40,6 +40,9 @@ const DIRECTIONS: [(TcAttachType, &str, &str); 2] = [
 /// Those that are attached nearly everywhere. Others are loaded where they are wanted.
 pub(super) const USUAL: [&str; 2] = [DIRECTIONS[0].1, DIRECTIONS[1].1];
 
+/// The one that the kernel takes longest to verify.
+pub(super) const LARGEST: &str = USUAL[0];
+
 /// The kernel that has links for devices.
 const TCX: KernelVersion = KernelVersion::new(6, 6, 0);
 
