@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, TcpListener};
+use std::thread;
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -16,6 +17,9 @@ use crate::world::PATIENCE;
 
 /// The two families as `nft` names them.
 pub const FAMILIES: [&str; 2] = ["ip", "ip6"];
+
+/// How many tracked connections are shown where a test failed.
+const MOST_TRACKED: usize = 50;
 
 /// A cluster, and the API server that agents on its node-1 watch.
 #[derive(Debug)]
@@ -124,6 +128,20 @@ impl Live {
                 assert_eq!(is.chains.get(name), Some(rules), "chain {name}");
             }
             assert_eq!(is.skeleton(), planned.skeleton());
+        }
+    }
+}
+
+impl Drop for Live {
+    /// Says what became of connections, where a test failed.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let tracked = self
+                .node()
+                .enter(|| fs::read_to_string("/proc/thread-self/net/nf_conntrack"));
+            for line in tracked.unwrap_or_default().lines().take(MOST_TRACKED) {
+                eprintln!("tracked at node-1: {line}");
+            }
         }
     }
 }

@@ -86,12 +86,12 @@ pub(super) fn attach(
 ) -> Result<(Maps, Links, Follower), DataplaneError> {
     let started = Instant::now();
     // A loader reads what the kernel says of its own types, which takes as long as much of the rest.
-    let (usable, mut loader) = thread::scope(|scope| {
-        let loader = scope.spawn(EbpfLoader::new);
-        let usable = probe(places).usable();
-        (usable, loader.join().expect("reading does not panic"))
+    let (mut loader, found) = thread::scope(|scope| {
+        let found = scope.spawn(|| probe(places));
+        let loader = EbpfLoader::new();
+        (loader, found.join().expect("looking does not panic"))
     });
-    let usable = usable?;
+    let usable = found.usable()?;
     let cgroup = fs::File::open(&usable.cgroup).map_err(|error| {
         DataplaneError::bpf(format!("opening {}", usable.cgroup.display()), error)
     })?;

@@ -19,7 +19,7 @@ use super::super::DataplaneError;
 use crate::event::Event;
 use crate::model::Family;
 
-/// How often the watcher looks. It takes some ten microseconds.
+/// How often the watcher looks. It takes four system calls for each link.
 pub(super) const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Links that were made together.
