@@ -90,7 +90,7 @@ pub fn choose(
     (proxyd_choose(&raw mut call) == TAKEN).then_some(call.backend)
 }
 
-/// Chooses.
+/// Chooses and notes the back end of a call. [`LEFT`]: nobody that is balanced is called.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn proxyd_choose(call: *mut Call) -> i32 {
