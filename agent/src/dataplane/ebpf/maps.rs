@@ -13,7 +13,7 @@ use super::super::DataplaneError;
 use super::filler::Filler;
 use super::layout::{Entries, Prefix, family_of, is_of};
 use super::order::Write;
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 
 /// The maps that the agent writes.
 pub(super) struct Maps {
@@ -87,9 +87,9 @@ impl Maps {
         })
     }
 
-    /// What they hold of a family, without tables.
-    pub(super) fn read(&self, family: Family) -> Result<Entries, DataplaneError> {
-        let mut entries = Entries {
+    /// What they hold of each family, without tables. Both are in the same maps.
+    pub(super) fn read(&self) -> Result<PerFamily<Entries>, DataplaneError> {
+        let mut all = Entries {
             frontends: self.frontends.read()?,
             backends: self.backends.read()?,
             members: self.members.read()?,
@@ -98,20 +98,20 @@ impl Maps {
             allowed: self.allowed.read()?,
             tables: BTreeMap::new(),
         };
-        entries.frontends.retain(|key, _| is_of(family, key));
-        entries
-            .backends
-            .retain(|key, _| is_of(family, &key.frontend));
-        entries
-            .members
-            .retain(|key, _| is_of(family, &key.frontend));
-        let addresses = &mut entries.node_addresses;
-        addresses.retain(|address, _| family_of(address) == family);
-        let networks = &mut entries.pod_networks;
-        networks.retain(|prefix, ()| family_of(&prefix.key.address) == family);
-        let allowed = &mut entries.allowed;
-        allowed.retain(|prefix, ()| is_of(family, &prefix.key.frontend));
-        Ok(entries)
+        let is_v6 = |key: &bpf::FrontendKey| is_of(Family::V6, key);
+        let is_v6_address = |address: &bpf::Address| family_of(address) == Family::V6;
+        let v6 = Entries {
+            frontends: take(&mut all.frontends, is_v6),
+            backends: take(&mut all.backends, |key| is_v6(&key.frontend)),
+            members: take(&mut all.members, |key| is_v6(&key.frontend)),
+            node_addresses: take(&mut all.node_addresses, is_v6_address),
+            pod_networks: take(&mut all.pod_networks, |prefix| {
+                is_v6_address(&prefix.key.address)
+            }),
+            allowed: take(&mut all.allowed, |prefix| is_v6(&prefix.key.frontend)),
+            tables: BTreeMap::new(),
+        };
+        Ok(PerFamily { v4: all, v6 })
     }
 
     /// Makes writes, in their order. What does not fit is left out: whoever picks it gets nobody, and goes by the rules.
@@ -139,6 +139,17 @@ impl Maps {
         }
         Ok(fits)
     }
+}
+
+/// Takes the entries out whose keys are wanted. The others stay where they are: most are of one family.
+fn take<K: Ord + Copy, V: Copy>(
+    entries: &mut BTreeMap<K, V>,
+    is_wanted: impl Fn(&K) -> bool,
+) -> BTreeMap<K, V> {
+    let wanted = entries.iter().filter(|(key, _)| is_wanted(key));
+    let wanted = wanted.map(|(key, value)| (*key, *value)).collect();
+    entries.retain(|key, _| !is_wanted(key));
+    wanted
 }
 
 impl<K: aya::Pod + Ord, V: aya::Pod> Map<K, V> {

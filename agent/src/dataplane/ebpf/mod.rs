@@ -79,6 +79,8 @@ pub struct Ebpf {
     places: Places,
     detector: PerFamily<Detector>,
     maps: Maps,
+    /// What the maps held of a family, when they were read for the other one; until anything is written for it, or changes.
+    found: PerFamily<Option<Entries>>,
     /// The families that the maps do not hold yet.
     unfilled: PerFamily<bool>,
     links: Arc<Links>,
@@ -117,6 +119,7 @@ impl Ebpf {
             places: places.clone(),
             detector: detector.clone(),
             maps,
+            found: PerFamily::default(),
             unfilled: PerFamily::from_fn(|_| true),
             _watcher: Watcher::start(Arc::clone(&links), Arc::clone(&report))?,
             _follower: follower,
@@ -134,6 +137,7 @@ impl Ebpf {
         let (maps, links, follower) = attach::attach(&self.places, &self.detector)?;
         self._follower = follower;
         self.maps = maps;
+        self.found = PerFamily::default();
         self.links = Arc::new(links);
         self._watcher = Watcher::start(Arc::clone(&self.links), Arc::clone(&self.report))?;
         Ok(())
@@ -141,8 +145,20 @@ impl Ebpf {
 
     /// Makes the maps hold what is held.
     fn fill(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
-        let found = self.maps.read(family)?;
+        let found = self.read(family)?;
         self.fill_from(family, &found, held)
+    }
+
+    /// What the maps hold of a family. They are read for both at once, since both are looked at one after the other.
+    fn read(&mut self, family: Family) -> Result<Entries, DataplaneError> {
+        if self.found.get(family).is_none() {
+            let PerFamily { v4, v6 } = self.maps.read()?;
+            self.found = PerFamily {
+                v4: Some(v4),
+                v6: Some(v6),
+            };
+        }
+        Ok(self.found.get_mut(family).take().unwrap_or_default())
     }
 
     /// As [`fill`](Self::fill), where it is known what they hold.
@@ -153,6 +169,7 @@ impl Ebpf {
         held: &Held,
     ) -> Result<(), DataplaneError> {
         let wanted = Entries::of(family, held, self.places.table_size);
+        *self.found.get_mut(family) = None;
         let fits = self.maps.write(&writes(found, &wanted))?;
         self.maps.tables.set(family, &wanted);
         *self.unfilled.get_mut(family) = false;
@@ -171,7 +188,7 @@ impl Ebpf {
             self.fill(family, &ruled)?;
             return Ok(ruled);
         }
-        let found = self.maps.read(family)?;
+        let found = self.read(family)?;
         let balanced = found.held();
         // Maps are written first: an agent was killed before it told the rules that these are refused no more.
         let mut late = Delta::default();
@@ -246,6 +263,7 @@ impl Dataplane for Ebpf {
     }
 
     fn apply(&mut self, family: Family, held: &Held, delta: &Delta) -> Result<(), DataplaneError> {
+        self.found = PerFamily::default();
         let (before, after) = Entries::around(family, held, delta, self.places.table_size);
         // What maps serve, rules do not see. So they refuse nothing that is served already.
         let fits = self.maps.write(&writes(&before, &after))?;
