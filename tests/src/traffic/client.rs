@@ -111,10 +111,18 @@ pub fn ask_many(
 ) -> Tally {
     from.enter(|| {
         let mut tally = Tally::default();
+        // A UDP port that is free again may be given to the next one, by chance.
+        let mut kept = Vec::new();
         for _ in 0..count {
-            match Conversation::open_here(protocol, to, timeout, any(to))
-                .and_then(|mut conversation| conversation.ask())
-            {
+            let asked =
+                Conversation::open_here(protocol, to, timeout, any(to)).and_then(|mut open| {
+                    let answer = open.ask();
+                    if protocol == Protocol::Udp {
+                        kept.push(open);
+                    }
+                    answer
+                });
+            match asked {
                 Ok(answer) => {
                     *tally.servers.entry(answer.server).or_default() += 1;
                     tally.seen.insert(answer.seen.ip());

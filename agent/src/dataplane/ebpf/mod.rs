@@ -79,7 +79,7 @@ pub struct Ebpf {
     places: Places,
     detector: PerFamily<Detector>,
     maps: Maps,
-    /// What the maps held of a family, when they were read for the other one; until anything is written for it, or changes.
+    /// What the maps held of a family, when they were read for the other one; until it is asked for, or something is applied.
     found: PerFamily<Option<Entries>>,
     /// The families that the maps do not hold yet.
     unfilled: PerFamily<bool>,
@@ -169,7 +169,6 @@ impl Ebpf {
         held: &Held,
     ) -> Result<(), DataplaneError> {
         let wanted = Entries::of(family, held, self.places.table_size);
-        *self.found.get_mut(family) = None;
         let fits = self.maps.write(&writes(found, &wanted))?;
         self.maps.tables.set(family, &wanted);
         *self.unfilled.get_mut(family) = false;
