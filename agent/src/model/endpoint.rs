@@ -46,7 +46,7 @@ pub struct Endpoint {
 }
 
 /// Who should use an endpoint (KEP-2433, KEP-3015).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Hints {
     /// Whether `forNodes` names this node; `None` if it names none.
     pub this_node: Option<bool>,
@@ -55,7 +55,7 @@ pub struct Hints {
 }
 
 /// Where an endpoint runs, as seen from this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// `nodeName` is this node's name.
     Here,

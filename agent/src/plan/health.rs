@@ -93,6 +93,16 @@ mod tests {
         };
         check(&slices, 2);
         check(&slices[2..], 2);
+        // One address twice, as while a host-network pod is replaced.
+        let leaving = Endpoint {
+            ready: false,
+            terminating: true,
+            ..here("10.1.0.1")
+        };
+        let twice = [here("10.1.0.1"), leaving];
+        let of_one = |at: usize| slice(&format!("web-{at}"), "web", &twice[at..=at]);
+        check(&[of_one(0), of_one(1)], 1);
+        check(&[slice("web", "web", &twice[1..]), of_one(0)], 1);
         check(&[], 0);
     }
 

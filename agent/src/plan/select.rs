@@ -9,7 +9,9 @@ pub(super) struct Candidates<'a>(Vec<(Backend, &'a Endpoint)>);
 
 impl<'a> Candidates<'a> {
     /// Joins a Service port with the ports of its slices, by name and protocol. Of an address and port that is
-    /// there twice one counts that does not terminate, if there is one (kube-proxy's `endpointslicecache`).
+    /// there twice the best entry counts, whatever the slices are named: a host-network pod that is replaced has
+    /// the address of the one before it. (kube-proxy's `endpointslicecache` prefers one that does not terminate,
+    /// though it may not be ready.)
     pub(super) fn of(
         slices: impl Iterator<Item = &'a Slice>,
         port: &ServicePort,
@@ -29,7 +31,10 @@ impl<'a> Candidates<'a> {
                 (Backend { ip, port }, endpoint)
             })
             .collect();
-        candidates.sort_by_key(|(backend, endpoint)| (*backend, endpoint.terminating));
+        candidates.sort_by(|(one, of_one), (other, of_other)| {
+            let better = || preference(of_one).cmp(&preference(of_other));
+            one.cmp(other).then_with(better)
+        });
         candidates.dedup_by_key(|(backend, _)| *backend);
         Self(candidates)
     }
@@ -81,6 +86,20 @@ impl<'a> Candidates<'a> {
             ready
         }
     }
+}
+
+/// What makes one entry for an address better than another, best first: it takes new connections, or it takes them
+/// where nobody else does. The rest only makes the choice independent of the order of slices.
+fn preference(endpoint: &Endpoint) -> impl Ord + use<'_> {
+    let draining = endpoint.serving && endpoint.terminating;
+    (
+        !endpoint.ready,
+        !draining,
+        !endpoint.serving,
+        endpoint.terminating,
+        endpoint.place,
+        endpoint.hints.as_deref(),
+    )
 }
 
 /// Whose endpoints are preferred (`trafficDistribution`, as the slices' hints have it).

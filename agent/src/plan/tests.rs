@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::model::{Endpoint, Port, Protocol, Service, Slice};
+use crate::model::{Endpoint, Hints, Place, Port, Protocol, Service, Slice};
 use crate::testing::{
     any_service, any_slice, backend, endpoint, ip, plan_config, port, service, slice,
 };
@@ -123,6 +123,94 @@ fn a_terminating_endpoint_serves_only_while_none_is_ready() {
         &["10.1.0.4:8080"],
     );
     check(&[starting, gone], &[]);
+}
+
+/// An endpoint on this node in a state: as [`Endpoint`] has it, ready, serving, terminating.
+fn here_in(address: &str, [ready, serving, terminating]: [bool; 3]) -> Endpoint {
+    Endpoint {
+        place: Place::Here,
+        ready,
+        serving,
+        terminating,
+        ..endpoint(address)
+    }
+}
+
+#[test]
+fn of_an_address_that_is_there_twice_the_better_entry_counts_in_any_order() {
+    let mut web = service("web", &["10.96.0.1", "fd00:96::1"]);
+    web.external_policy = TrafficPolicy::Local;
+    web.ports[0].node_port = Some(port(30080));
+    let [ready, draining, starting, gone, serving] = [
+        [true, true, false],
+        [false, true, true],
+        [false, false, false],
+        [false, false, true],
+        [false, true, false],
+    ];
+    let check = |states: [[bool; 3]; 2], serves: bool, answers: bool| {
+        for (address, called) in [("10.1.0.1", "10.96.0.1"), ("fd00:1::1", "fd00:96::1")] {
+            for [first, second] in [states, [states[1], states[0]]] {
+                let slices = [
+                    slice("web-1", "web", &[here_in(address, first)]),
+                    slice("web-2", "web", &[here_in(address, second)]),
+                ];
+                let snapshot = snapshot(std::slice::from_ref(&web), &slices);
+                let candidates =
+                    Candidates::of(slices.iter(), &web.ports[0], Family::of(ip(address)));
+                let expected = |is: bool| usize::from(is);
+                let found = backends(&snapshot, self::address(called, 80)).len();
+                assert_eq!(found, expected(serves), "{first:?} {second:?}");
+                assert_eq!(candidates.here().len(), expected(serves));
+                assert_eq!(candidates.answering().count(), expected(answers));
+                assert_eq!(candidates.all().count(), 1);
+            }
+        }
+    };
+    check([ready, draining], true, true);
+    check([ready, starting], true, true);
+    check([ready, gone], true, true);
+    check([draining, starting], true, true);
+    check([draining, gone], true, true);
+    check([draining, serving], true, true);
+    check([serving, starting], false, true);
+    check([starting, gone], false, false);
+}
+
+#[test]
+fn hints_of_an_entry_that_does_not_count_have_no_say() {
+    let zones = |zone: &str| {
+        Some(Box::new(Hints {
+            zones: [zone.into()].into(),
+            ..Hints::default()
+        }))
+    };
+    let other = |hints| Endpoint {
+        hints,
+        ..endpoint("10.1.0.1")
+    };
+    let near = Endpoint {
+        hints: zones("a"),
+        ..endpoint("10.1.0.2")
+    };
+    let starting = Endpoint {
+        ready: false,
+        serving: false,
+        ..other(zones("a"))
+    };
+    for names in [["web-1", "web-2"], ["web-2", "web-1"]] {
+        let slices = [
+            slice(names[0], "web", &[other(zones("b")), near.clone()]),
+            slice(names[1], "web", std::slice::from_ref(&starting)),
+        ];
+        let mut snapshot = snapshot(&[service("web", &["10.96.0.1"])], &slices);
+        snapshot.set_node(Some(crate::model::Node {
+            zone: Some("a".into()),
+            ..crate::model::Node::default()
+        }));
+        let found = backends(&snapshot, address("10.96.0.1", 80));
+        assert_eq!(found, [backend("10.1.0.2:8080")], "{names:?}");
+    }
 }
 
 #[test]

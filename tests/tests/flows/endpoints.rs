@@ -200,12 +200,46 @@ fn slices_of_a_service_add_up_and_a_doubled_endpoint_counts_once() {
 | ------------------------------------------------ | --------------- | -------------- |
 | here|there                                       | here there      | here there M   |
 | here there|there there2|here                     | here there there2 | here there there2 M |
-| here(terminating)|here                           | here            | here M         |
-| here(terminating)|here(unready)                  | refused         | refused        |
-| here(unready)|here(terminating) there(terminating) | there         | there M        |
 | |here                                            | here            | here M         |
 ",
     );
+}
+
+#[test]
+fn of_an_address_in_two_slices_the_better_entry_counts_whatever_the_slices_are_named() {
+    // As while a pod at its node's own address is replaced, and while a controller moves an endpoint between slices.
+    let table = "
+| endpoints                                              | pod → ClusterIP | client → NodePort, LB, external |
+| ------------------------------------------------------ | --------------- | ------------------------------- |
+| here(terminating)|here                                 | here            | here M                          |
+| here|here(terminating)                                 | here            | here M                          |
+| here|here(unready)                                     | here            | here M                          |
+| here(unready)|here                                     | here            | here M                          |
+| here(gone)|here there(unready)                         | here            | here M                          |
+| here(terminating)|here(unready)                        | here            | here M                          |
+| here(unready)|here(terminating)                        | here            | here M                          |
+| here(gone)|here(terminating)                           | here            | here M                          |
+| here(terminating) here(unready)                        | here            | here M                          |
+| here(unready)|here(terminating) there(terminating)     | here there      | here there M                    |
+| here(terminating)|here(unready) there                  | there           | there M                         |
+| here(unready)|here(gone)                               | refused         | refused                         |
+| here(published-gone)|here(terminating) there(terminating) | here         | here M                          |
+| here(zone=b)|here(zone=a,unready) there(zone=a)        | there           | there M                         |
+| here(zone=a,unready)|here(zone=b) there(zone=a)        | there           | there M                         |
+| here(zone=a)|here(unready) there(zone=b)               | here            | here M                          |
+";
+    check(&json!({}), Some("a"), table);
+    let local = json!({ "externalTrafficPolicy": "Local", "internalTrafficPolicy": "Local" });
+    let table = "
+| endpoints                                              | pod → ClusterIP | pod → LB | client → NodePort, LB, external |
+| ------------------------------------------------------ | --------------- | -------- | ------------------------------- |
+| here(unready)|here there                               | here            | here there | here                          |
+| here|here(terminating) there                           | here            | here there | here                          |
+| here(terminating)|here(unready) there                  | here            | there    | here                            |
+| here(unready)|here(terminating) there                  | here            | there    | here                            |
+| here(gone)|here(unready) there                         | dropped         | there    | dropped                         |
+";
+    check(&local, Some("a"), table);
 }
 
 #[test]

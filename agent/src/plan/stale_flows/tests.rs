@@ -202,6 +202,30 @@ fn endpoints_that_are_ready_or_serve_keep_their_flows() {
 }
 
 #[test]
+fn an_address_that_also_has_an_entry_that_does_not_serve_keeps_its_flows() {
+    let entry = |ready, serving, terminating| Endpoint {
+        ready,
+        serving,
+        terminating,
+        ..endpoint("10.1.0.1")
+    };
+    let starting = entry(false, false, false);
+    for serving in [entry(true, true, false), entry(false, true, true)] {
+        for endpoints in [[&serving, &starting], [&starting, &serving]] {
+            let slices = [
+                dns_slice("dns-1", &[endpoints[0].clone()]),
+                dns_slice("dns-2", &[endpoints[1].clone()]),
+            ];
+            let snapshot = snapshot(&[dns(&["10.96.0.10"])], &slices);
+            let flows = udp_flows(&snapshot, &[frontend("10.96.0.10:53")]);
+            let is_stale = |by| flows.is_stale(&flow("10.96.0.10:53", by));
+            assert!(!is_stale("10.1.0.1:5353"), "{endpoints:?}");
+            assert!(is_stale("10.1.0.2:5353"), "{endpoints:?}");
+        }
+    }
+}
+
+#[test]
 fn a_tcp_connection_goes_on_while_its_endpoint_is_in_a_slice() {
     let finishing = Endpoint {
         ready: false,
