@@ -63,8 +63,13 @@ pub struct Cli {
     pub config: Option<OsString>,
 
     /// How much to log: 2 what matters to an operator, 4 every sync, 6 everything
-    #[arg(short, long, value_name = "LEVEL", default_value_t = 2)]
-    pub v: u8,
+    /// [default: 2]
+    #[arg(short, long, value_name = "LEVEL")]
+    pub v: Option<u8>,
+
+    /// How the log is written: text, or json with the field names of Kubernetes' components [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub logging_format: Option<String>,
 
     /// Where Services come from, and which node this is.
     #[command(flatten)]
@@ -151,10 +156,14 @@ pub struct TrafficFlags {
     #[arg(long, value_name = "BIT")]
     pub iptables_masquerade_bit: Option<i64>,
 
-    /// Which of the node's addresses have NodePorts: networks such as 192.168.0.0/16,::/0, or `primary` for
-    /// the addresses of the Node object (those of the machine where there is no Node object)
-    /// [default: primary]
-    #[arg(long, value_name = "primary|CIDR,…", value_delimiter = ',')]
+    /// Which of the node's addresses have NodePorts: networks such as 192.168.0.0/16; `primary` for the addresses
+    /// of the Node object (those of the machine where there is no Node object); `all`; `localhost` for 127.0.0.1
+    /// and ::1; or several of these [default: primary]
+    #[arg(
+        long,
+        value_name = "primary|localhost|all|CIDR,…",
+        value_delimiter = ','
+    )]
     pub nodeport_addresses: Vec<String>,
 
     /// `nftables`. The other modes of kube-proxy, iptables and ipvs, are taken for it

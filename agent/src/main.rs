@@ -13,7 +13,6 @@ use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(cli.v);
     let config = match Config::from_cli(cli) {
         Ok(config) => config,
         Err(error) => {
@@ -21,6 +20,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    start_logging(config.logging.verbosity);
     for note in &config.notes {
         tracing::warn!("{note}");
     }

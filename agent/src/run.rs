@@ -27,7 +27,6 @@ use crate::http::Clock;
 use crate::http::listen::ListenError;
 use crate::machine::Machine;
 use crate::model::Family;
-use crate::plan::NodePortAddresses;
 use crate::source::kube::{self, KubeError, Patience};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
 use crate::sync_loop::{Draining, Ended, Message, SyncLoop};
@@ -243,7 +242,7 @@ pub fn plan_once(
     };
     // NodePorts can go by the Node object alone; whether this node may call what source ranges guard cannot.
     let node_says = !objects.has_source_ranges()
-        && config.plan.node_port_addresses == NodePortAddresses::Primary
+        && config.plan.node_port_addresses.networks.is_empty()
         && objects.own_node(&config.node_name).is_some();
     let host_addresses = if node_says {
         Default::default()

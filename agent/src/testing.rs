@@ -97,7 +97,7 @@ pub(crate) fn good<T: Clone>(object: &T, name: &ObjectName) -> Parsed<T> {
 /// Settings without any flags.
 pub(crate) fn plan_config() -> PlanConfig {
     PlanConfig {
-        node_port_addresses: NodePortAddresses::Primary,
+        node_port_addresses: NodePortAddresses::primary(),
         pod_networks: PodNetworks::Fixed(Vec::new()),
         masquerade_all: false,
     }

@@ -24,7 +24,7 @@ proptest! {
 #[test]
 fn the_objects_come_to_every_kind_of_element_and_complaint() {
     let plan = PlanConfig {
-        node_port_addresses: NodePortAddresses::Primary,
+        node_port_addresses: NodePortAddresses::primary(),
         pod_networks: PodNetworks::OfNode,
         masquerade_all: false,
     };

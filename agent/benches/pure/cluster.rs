@@ -19,7 +19,7 @@ pub(crate) const FAMILY: Family = Family::V4;
 /// The settings without any flag.
 pub(crate) fn config() -> PlanConfig {
     PlanConfig {
-        node_port_addresses: NodePortAddresses::Primary,
+        node_port_addresses: NodePortAddresses::primary(),
         pod_networks: PodNetworks::OfNode,
         masquerade_all: false,
     }

@@ -29,7 +29,6 @@ const VALUES: &[&str] = &[
     "log-flush-frequency",
     "log-json-info-buffer-size",
     "log-text-info-buffer-size",
-    "logging-format",
     "oom-score-adj",
     "proxy-port-range",
     "resource-container",

@@ -3,12 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::LogFormat;
 use super::duration;
 use super::given::{ConfigError, Given, Place};
 use crate::dataplane::Backend;
 use crate::dry_run::Output;
+use crate::model::{Family, PerFamily};
 use crate::plan::NodePortAddresses;
 
 /// How the dry run is printed. JSON of the rules is not on offer: what nft calls JSON holds less than the rules (it has no
@@ -44,6 +46,25 @@ pub(super) fn node_name(hostname_override: Option<&Given<String>>) -> Result<Str
     tidy(&host).map_err(|reason| place.refuse(&host, reason))
 }
 
+/// What a line of the log looks like.
+pub(super) fn log_format(given: Option<&Given<String>>) -> Result<LogFormat, ConfigError> {
+    given.map_or(Ok(LogFormat::Text), |given| {
+        given.parse(|format| match format.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err("write text or json".to_owned()),
+        })
+    })
+}
+
+/// How much to log.
+pub(super) fn verbosity(given: Option<&Given<i64>>) -> Result<u8, ConfigError> {
+    const DEFAULT: u8 = 2;
+    given.map_or(Ok(DEFAULT), |given| {
+        given.parse(|level| u8::try_from(*level).map_err(|_| "not a level, 0 to 255".to_owned()))
+    })
+}
+
 /// The URL of an API server. One without a scheme is taken for http, as client-go does.
 pub(super) fn url(given: &Given<String>) -> Result<http::Uri, ConfigError> {
     given.parse(|value| {
@@ -63,18 +84,34 @@ pub(super) fn node_port_addresses(
     given: Option<&Given<Vec<String>>>,
 ) -> Result<NodePortAddresses, ConfigError> {
     let Some(given) = given else {
-        return Ok(NodePortAddresses::Primary);
+        return Ok(NodePortAddresses::primary());
     };
-    let is_primary = |value: &String| value.trim() == "primary";
-    if given.value.iter().all(is_primary) {
-        return Ok(NodePortAddresses::Primary);
+    let mut addresses = NodePortAddresses::default();
+    for value in &given.value {
+        match value.trim() {
+            "primary" => addresses.primary = true,
+            "localhost" => addresses.localhost = PerFamily::from_fn(|_| true),
+            "all" => addresses.networks.extend(everywhere()),
+            other => {
+                let network = network(other).map_err(|reason| {
+                    let keywords = "; or primary, localhost or all";
+                    given.place.refuse(other, format!("{reason}{keywords}"))
+                })?;
+                // A network that has loopback addresses beside others does not ask for them (KEP-6032).
+                if network.network().is_loopback() {
+                    *addresses.localhost.get_mut(Family::of(network.addr())) = true;
+                } else {
+                    addresses.networks.push(network);
+                }
+            }
+        }
     }
-    if given.value.iter().any(is_primary) {
-        return Err(given
-            .place
-            .refuse(given.value.join(","), "`primary` stands alone"));
-    }
-    given.parse_each(network).map(NodePortAddresses::In)
+    Ok(addresses)
+}
+
+/// The networks of all addresses.
+fn everywhere() -> [IpNet; 2] {
+    [Ipv4Net::default().into(), Ipv6Net::default().into()]
 }
 
 /// Networks of pods.

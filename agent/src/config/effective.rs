@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::file::{API_VERSION, KIND};
-use super::{Config, SourceConfig};
-use crate::model::Family;
+use super::{Config, LogFormat, SourceConfig};
+use crate::model::{Family, PerFamily};
 use crate::plan::{Detector, NodePortAddresses, PodNetworks};
 
 /// The key under which kube-proxy's `/configz` has its configuration.
@@ -42,6 +42,13 @@ impl Config {
             "mode": "nftables",
             "hostnameOverride": self.node_name,
             "clientConnection": { "kubeconfig": kubeconfig.unwrap_or_default() },
+            "logging": {
+                "format": match self.logging.format {
+                    LogFormat::Text => "text",
+                    LogFormat::Json => "json",
+                },
+                "verbosity": self.logging.verbosity,
+            },
             "clusterCIDR": match &self.plan.pod_networks {
                 PodNetworks::Fixed(networks) => texts(networks).join(","),
                 PodNetworks::OfNode => String::new(),
@@ -51,10 +58,7 @@ impl Config {
                 "bridgeInterface": bridge_interface,
                 "interfaceNamePrefix": interface_name_prefix,
             },
-            "nodePortAddresses": match &self.plan.node_port_addresses {
-                NodePortAddresses::Primary => vec!["primary".to_owned()],
-                NodePortAddresses::In(networks) => texts(networks),
-            },
+            "nodePortAddresses": node_port_addresses(&self.plan.node_port_addresses),
             "bindAddressHardFail": self.health.hard_fail,
             "healthzBindAddress": address(self.health.healthz),
             "metricsBindAddress": address(self.health.metrics),
@@ -90,6 +94,22 @@ impl Config {
             Detector::None | Detector::Source => ("ClusterCIDR", "", ""),
         }
     }
+}
+
+/// As `--nodeport-addresses` takes them.
+fn node_port_addresses(addresses: &NodePortAddresses) -> Vec<String> {
+    let primary = addresses.primary.then(|| "primary".to_owned());
+    let loopback = match addresses.localhost {
+        PerFamily { v4: true, v6: true } => Some("localhost"),
+        PerFamily { v4: true, .. } => Some("127.0.0.1/32"),
+        PerFamily { v6: true, .. } => Some("::1/128"),
+        PerFamily { .. } => None,
+    };
+    primary
+        .into_iter()
+        .chain(texts(&addresses.networks))
+        .chain(loopback.map(str::to_owned))
+        .collect()
 }
 
 fn texts(networks: &[IpNet]) -> Vec<String> {

@@ -44,7 +44,9 @@ const WITHOUT_EFFECT: &[&str] = &[
     "ipvs.tcpFinTimeout",
     "ipvs.tcpTimeout",
     "ipvs.udpTimeout",
-    "logging",
+    "logging.flushFrequency",
+    "logging.options",
+    "logging.vmodule",
     "nftables.minSyncPeriod",
     "oomScoreAdj",
     "portRange",
@@ -82,6 +84,7 @@ struct Fields {
     iptables: Option<Rules>,
     ipvs: Option<Ipvs>,
     nftables: Option<Rules>,
+    logging: Option<Logging>,
     conntrack: Option<Conntrack>,
 }
 
@@ -111,6 +114,13 @@ struct Rules {
 #[serde(rename_all = "camelCase", default)]
 struct Ipvs {
     sync_period: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Logging {
+    format: Option<String>,
+    verbosity: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -234,6 +244,7 @@ impl File {
         let masquerade_all = masquerade_all.contains(&Some(true)).then_some(true);
         let detect_local = fields.detect_local.unwrap_or_default();
         let conntrack = fields.conntrack.unwrap_or_default();
+        let logging = fields.logging.unwrap_or_default();
         let cidrs = fields.cluster_cidr.unwrap_or_default();
         Raw {
             kubeconfig: fields
@@ -263,6 +274,12 @@ impl File {
             sync_period: period("nftables.syncPeriod", nftables.sync_period)
                 .or_else(|| period("iptables.syncPeriod", iptables_period))
                 .or_else(|| period("ipvs.syncPeriod", ipvs?.sync_period)),
+            log_format: text("logging.format", logging.format),
+            // kubeadm writes 0 where nobody asked for a level.
+            verbosity: number(
+                "logging.verbosity",
+                logging.verbosity.filter(|level| *level != 0),
+            ),
             bind_address: text("bindAddress", fields.bind_address),
             healthz_bind_address: text("healthzBindAddress", fields.healthz_bind_address),
             healthz_port: None,

@@ -49,6 +49,8 @@ pub struct Config {
     pub places: Places,
     /// TCP connections to endpoints that are gone are closed, where sockets are balanced.
     pub closes_tcp: bool,
+    /// How to log.
+    pub logging: LogConfig,
     /// Settings of what others can ask.
     pub health: HealthConfig,
     /// Settings of the kernel's connection tracking.
@@ -81,6 +83,24 @@ pub enum SourceConfig {
         /// The URL of the API server.
         master: Option<http::Uri>,
     },
+}
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogConfig {
+    /// What a line looks like (`--logging-format`).
+    pub format: LogFormat,
+    /// How much (`-v`).
+    pub verbosity: u8,
+}
+
+/// What a line of the log looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object, with the field names of Kubernetes' components.
+    Json,
 }
 
 /// What others can ask proxyd, and where.
@@ -161,6 +181,10 @@ impl Config {
             backend,
             places,
             closes_tcp: closes_tcp && backend == Backend::Ebpf,
+            logging: LogConfig {
+                format: check::log_format(raw.log_format.as_ref())?,
+                verbosity: check::verbosity(raw.verbosity.as_ref())?,
+            },
             health: health(&raw)?,
             conntrack: conntrack(&raw)?,
             notes,

@@ -60,7 +60,10 @@ fn seconds(seconds: u64) -> Option<Duration> {
 
 /// What holds when nobody says anything.
 fn assert_defaults(config: &Config) {
-    assert_eq!(config.plan.node_port_addresses, NodePortAddresses::Primary);
+    assert_eq!(
+        config.plan.node_port_addresses,
+        NodePortAddresses::primary()
+    );
     assert!(!config.plan.masquerade_all);
     assert_eq!(config.skeleton.masquerade_bit, 14);
     assert_eq!(
@@ -122,7 +125,7 @@ fn flags_become_configuration() {
     );
     assert_eq!(
         config.plan.node_port_addresses,
-        NodePortAddresses::In(nets(&["192.168.0.0/16", "::/0"]))
+        NodePortAddresses::within(nets(&["192.168.0.0/16", "::/0"]))
     );
     assert!(config.plan.masquerade_all && config.health.hard_fail);
     assert_eq!(config.notes, [""; 0]);
@@ -290,7 +293,7 @@ fn every_field_of_a_file_is_taken() {
     assert_eq!(config.skeleton.masquerade_bit, 2);
     assert_eq!(
         config.plan.node_port_addresses,
-        NodePortAddresses::In(nets(&["10.0.0.0/8"]))
+        NodePortAddresses::within(nets(&["10.0.0.0/8"]))
     );
     assert!(config.plan.masquerade_all);
     assert_eq!(
@@ -347,6 +350,73 @@ fn the_mode_says_which_section_counts() {
 }
 
 #[test]
+fn node_ports_are_where_keywords_and_networks_say() {
+    let check = |text: &str, primary: bool, networks: &[&str], v4: bool, v6: bool| {
+        let expected = NodePortAddresses {
+            primary,
+            networks: nets(networks),
+            localhost: PerFamily { v4, v6 },
+        };
+        let by_flag = config(&[&format!("--nodeport-addresses={text}")]).unwrap();
+        assert_eq!(by_flag.plan.node_port_addresses, expected, "{text}");
+        let by_file = with_fields(
+            &format!("nodePortAddresses: [{text:?}]").replace(',', "\",\""),
+            &[],
+        );
+        let by_file = by_file.unwrap().plan.node_port_addresses;
+        assert_eq!(by_file, expected, "{text}");
+    };
+    check("primary", true, &[], false, false);
+    check("primary,localhost", true, &[], true, true);
+    check("localhost", false, &[], true, true);
+    check("10.0.0.0/8,primary", true, &["10.0.0.0/8"], false, false);
+    check("all", false, &["0.0.0.0/0", "::/0"], false, false);
+    check("all,localhost", false, &["0.0.0.0/0", "::/0"], true, true);
+    check("0.0.0.0/0,127.0.0.1/32", false, &["0.0.0.0/0"], true, false);
+    check("primary,127.0.0.0/8", true, &[], true, false);
+    check("::1/128", false, &[], false, true);
+}
+
+#[test]
+fn how_to_log_is_said_by_flag_or_file() {
+    let check = |fields: &str, args: &[&str], format, verbosity| {
+        let expected = LogConfig { format, verbosity };
+        let found = with_fields(fields, args).unwrap();
+        assert_eq!(found.logging, expected, "{fields} {args:?}");
+        assert_eq!(found.notes, [""; 0]);
+    };
+    check("mode: nftables", &[], LogFormat::Text, 2);
+    check(
+        "logging: {format: json, verbosity: 4}",
+        &[],
+        LogFormat::Json,
+        4,
+    );
+    check(
+        "logging: {format: text, verbosity: 0, flushFrequency: 5s}",
+        &[],
+        LogFormat::Text,
+        2,
+    );
+    check(
+        "logging: {format: json, verbosity: 4}",
+        &["-v0", "--logging-format=text"],
+        LogFormat::Text,
+        0,
+    );
+    let error = flags("--logging-format=xml").unwrap_err();
+    assert_eq!(
+        error,
+        "invalid value \"xml\" for --logging-format: write text or json"
+    );
+    let error = with_fields("logging: {format: xml}", &[]).unwrap_err();
+    assert_eq!(
+        error,
+        "invalid value \"xml\" for logging.format in FILE: write text or json"
+    );
+}
+
+#[test]
 fn a_flag_goes_before_the_file() {
     let fields = "clusterCIDR: 10.0.0.0/8\nnodePortAddresses: [10.0.0.0/8]\nhostnameOverride: a\n\
                   metricsBindAddress: 10.0.0.1:1\nhealthzBindAddress: 10.0.0.1:1\nbindAddressHardFail: true\n\
@@ -372,7 +442,7 @@ fn a_flag_goes_before_the_file() {
     assert_eq!(
         config.plan,
         PlanConfig {
-            node_port_addresses: NodePortAddresses::Primary,
+            node_port_addresses: NodePortAddresses::primary(),
             pod_networks: PodNetworks::Fixed(nets(&["10.9.0.0/16"])),
             masquerade_all: false,
         }

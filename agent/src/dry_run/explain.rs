@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use crate::model::translate::Objects;
 use crate::model::translate::dns::{Unserved, Why, unserved};
 use crate::model::{Family, Frontend, Snapshot};
-use crate::plan::{Detector, Member, NodePortAddresses, Policy, Rule, Tables};
+use crate::plan::{Detector, Member, Policy, Rule, Tables};
 
 use super::Settings;
 
@@ -32,8 +32,7 @@ pub(super) fn heading(
             without.len()
         ),
     ];
-    if snapshot.node().is_none() && settings.plan.node_port_addresses == NodePortAddresses::Primary
-    {
+    if snapshot.node().is_none() && settings.plan.node_port_addresses.primary {
         lines.push(format!(
             "No Node object is named {}: NodePorts are at every address of this machine (--hostname-override).",
             settings.node_name

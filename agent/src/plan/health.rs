@@ -3,21 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{NodePortAddresses, PlanConfig, members};
+use super::{PlanConfig, members};
 use crate::model::{Family, ObjectName, PerFamily, Place, Snapshot};
 use crate::status::{HealthChecks, ServiceHealth};
 
 /// The health of every Service that has a port for it, and the node's addresses that have these ports: those with
 /// NodePorts, as in kube-proxy (`newServiceHealthServer`). If these are not limited, or none is known, it is all.
 pub fn health_checks(snapshot: &Snapshot, config: &PlanConfig) -> HealthChecks {
-    let is_limited = match &config.node_port_addresses {
-        NodePortAddresses::In(networks) => networks.iter().all(|network| network.prefix_len() > 0),
-        NodePortAddresses::Primary => snapshot.node().is_some(),
-    };
-    let addresses = Family::ALL
-        .into_iter()
-        .filter(|_| is_limited)
-        .flat_map(|family| members::node_port_addresses(snapshot, config, family));
+    let wanted = &config.node_port_addresses;
+    let is_limited = wanted.is_limited(snapshot.node().is_some());
+    let families = Family::ALL.into_iter().filter(|_| is_limited);
+    let addresses = families.flat_map(|family| {
+        let addresses = members::node_port_addresses(snapshot, config, family);
+        addresses.into_iter().chain(wanted.loopback(family))
+    });
     HealthChecks {
         addresses: addresses.collect(),
         services: service_health(snapshot),
@@ -53,6 +52,7 @@ fn local_endpoints(snapshot: &Snapshot, service: &ObjectName) -> usize {
 mod tests {
     use super::*;
     use crate::model::{Endpoint, Node};
+    use crate::plan::NodePortAddresses;
     use crate::testing::{endpoint, ip, name, plan_config, port, service, slice};
 
     fn here(address: &str) -> Endpoint {
@@ -114,7 +114,7 @@ mod tests {
             let mut config = plan_config();
             if let Some(networks) = networks {
                 let networks = networks.iter().map(|text| text.parse().unwrap());
-                config.node_port_addresses = NodePortAddresses::In(networks.collect());
+                config.node_port_addresses = NodePortAddresses::within(networks.collect());
             }
             let expected = expected.iter().map(|text| ip(text)).collect();
             let found = health_checks(snapshot, &config).addresses;
@@ -128,6 +128,11 @@ mod tests {
         );
         check(&snapshot, Some(&["192.168.0.0/16", "::/0"]), &[]);
         check(&snapshot, Some(&["172.16.0.0/12"]), &[]);
+        let mut config = plan_config();
+        config.node_port_addresses.primary = false;
+        config.node_port_addresses.localhost.v4 = true;
+        let found = health_checks(&snapshot, &config).addresses;
+        assert_eq!(found, [ip("127.0.0.1")].into());
         snapshot.set_node(Some(Node {
             addresses: ["10.0.0.2", "192.168.0.2", "fd00::2"].map(ip).to_vec(),
             ..Node::default()

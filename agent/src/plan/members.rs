@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Member, NodePortAddresses, PlanConfig, PodNetworks};
+use super::{Member, PlanConfig, PodNetworks};
 use crate::model::{Exposure, Family, Frontend, Service, Snapshot, Touched};
 
 /// All members of a family.
@@ -97,17 +97,13 @@ pub(super) fn node_port_addresses(
 ) -> Vec<IpAddr> {
     let of_family = |address: &&IpAddr| Family::of(**address) == family;
     let host = snapshot.host_addresses().iter().filter(of_family).copied();
-    match (&config.node_port_addresses, snapshot.node()) {
-        (NodePortAddresses::In(networks), _) => host
-            .filter(|address| networks.iter().any(|net| net.contains(address)))
-            .collect(),
-        (NodePortAddresses::Primary, Some(node)) => node
-            .addresses
-            .iter()
-            .find(of_family)
-            .copied()
-            .into_iter()
-            .collect(),
-        (NodePortAddresses::Primary, None) => host.collect(),
-    }
+    let wanted = &config.node_port_addresses;
+    let node = snapshot.node().filter(|_| wanted.primary);
+    let all = wanted.primary && node.is_none();
+    let is_wanted =
+        |address: &IpAddr| all || wanted.networks.iter().any(|net| net.contains(address));
+    let mut addresses: Vec<_> = host.filter(is_wanted).collect();
+    let of_node = node.and_then(|node| node.addresses.iter().find(of_family));
+    addresses.extend(of_node.filter(|address| !is_wanted(address)));
+    addresses
 }

@@ -7,6 +7,7 @@
 mod detector;
 mod health;
 mod members;
+mod node_ports;
 mod select;
 mod stale_flows;
 mod tables;
@@ -15,21 +16,12 @@ use ipnet::IpNet;
 
 pub use detector::Detector;
 pub use health::health_checks;
+pub use node_ports::NodePortAddresses;
 pub use stale_flows::{Flow, Flows, flows};
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 
 use crate::model::{Exposure, Family, Frontend, Scope, Snapshot, TrafficPolicy};
 use select::Candidates;
-
-/// Which of the node's addresses have NodePorts (`--nodeport-addresses`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NodePortAddresses {
-    /// The addresses of the Node object, the first of each family; where there is no Node object, every
-    /// address of the machine.
-    Primary,
-    /// The addresses of the machine that lie in one of these networks.
-    In(Vec<IpNet>),
-}
 
 /// Which sources are pods, where that is told by address. The data plane knows which detector is in use.
 #[derive(Debug, Clone, PartialEq, Eq)]

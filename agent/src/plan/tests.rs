@@ -245,12 +245,12 @@ fn node_ports_are_at_the_addresses_that_the_flag_names() {
         };
         Family::ALL.map(|family| members::node_port_addresses(snapshot, &config, family))
     };
-    let inside = NodePortAddresses::In(vec!["192.168.0.0/16".parse().unwrap()]);
+    let inside = NodePortAddresses::within(vec!["192.168.0.0/16".parse().unwrap()]);
     let everywhere = [
         ["10.9.0.1", "192.168.0.2"].map(ip).to_vec(),
         vec![ip("fd00::2")],
     ];
-    assert_eq!(planned(&snapshot, NodePortAddresses::Primary), everywhere);
+    assert_eq!(planned(&snapshot, NodePortAddresses::primary()), everywhere);
     assert_eq!(
         planned(&snapshot, inside.clone()),
         [vec![ip("192.168.0.2")], vec![]]
@@ -263,7 +263,13 @@ fn node_ports_are_at_the_addresses_that_the_flag_names() {
         ..crate::model::Node::default()
     }));
     let primary = [vec![ip("192.168.0.2")], vec![ip("fd00::7")]];
-    assert_eq!(planned(&snapshot, NodePortAddresses::Primary), primary);
+    let beside = NodePortAddresses {
+        primary: true,
+        ..NodePortAddresses::within(vec!["10.0.0.0/8".parse().unwrap()])
+    };
+    let both = ["10.9.0.1", "192.168.0.2"].map(ip).to_vec();
+    assert_eq!(planned(&snapshot, beside), [both, vec![ip("fd00::7")]]);
+    assert_eq!(planned(&snapshot, NodePortAddresses::primary()), primary);
     assert_eq!(
         planned(&snapshot, inside),
         [vec![ip("192.168.0.2")], vec![]]

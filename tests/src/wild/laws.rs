@@ -88,9 +88,9 @@ fn plan_config(choices: &mut Choices<'_>) -> PlanConfig {
     let network = |text: &str| text.parse().expect("a network");
     PlanConfig {
         node_port_addresses: if choices.one_in(2) {
-            NodePortAddresses::In(vec![network("192.168.0.0/16"), network("::/0")])
+            NodePortAddresses::within(vec![network("192.168.0.0/16"), network("::/0")])
         } else {
-            NodePortAddresses::Primary
+            NodePortAddresses::primary()
         },
         pod_networks: if choices.one_in(2) {
             PodNetworks::OfNode

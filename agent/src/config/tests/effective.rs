@@ -10,6 +10,7 @@ fn check(args: &str) {
     assert_eq!(after.effective().to_string(), text, "{args}");
     assert_eq!(after.node_name, before.node_name);
     assert_eq!(after.plan, before.plan, "{args}");
+    assert_eq!(after.logging, before.logging, "{args}");
     assert_eq!(after.skeleton, before.skeleton, "{args}");
     assert_eq!(after.health, before.health, "{args}");
     assert_eq!(after.conntrack, before.conntrack, "{args}");
@@ -26,6 +27,8 @@ fn what_is_told_is_a_file_that_means_the_same() {
     check("--hostname-override=a");
     check("--hostname-override=a --cluster-cidr=10.244.0.0/16,fd00:244::/48 --masquerade-all");
     check("--detect-local-mode=NodeCIDR --nodeport-addresses=192.168.0.0/16,::/0");
+    check("--nodeport-addresses=primary,localhost,10.0.0.0/8 --logging-format=json -v 4");
+    check("--nodeport-addresses=all,127.0.0.1/32");
     check("--detect-local-mode=BridgeInterface --pod-bridge-interface=cni0");
     check(
         "--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=veth --iptables-masquerade-bit=3 \

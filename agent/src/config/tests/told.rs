@@ -71,8 +71,9 @@ fn a_bad_flag_says_which_and_what_would_be_right() {
     };
     check("--cluster-cidr 10.0.0.0", "--cluster-cidr: not a network");
     check(
-        "--nodeport-addresses primary,10.0.0.0/8",
-        "--nodeport-addresses: `primary` stands alone",
+        "--nodeport-addresses primary,local",
+        "\"local\" for --nodeport-addresses: not a network; write an address and a prefix length, such as \
+         10.244.0.0/16; or primary, localhost or all",
     );
     check(
         "--iptables-masquerade-bit 32",
@@ -168,8 +169,8 @@ fn a_bad_file_says_which_field_and_what_would_be_right() {
         "invalid value \"10.0.0.0\" for clusterCIDR in FILE: not a network; write",
     );
     check(
-        "nodePortAddresses: [primary, 10.0.0.0/8]",
-        "nodePortAddresses in FILE: `primary` stands alone",
+        "nodePortAddresses: [primary, everywhere]",
+        "\"everywhere\" for nodePortAddresses in FILE: not a network",
     );
     check("mode: kernelspace", "mode in FILE: write nftables");
     check(
