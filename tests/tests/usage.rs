@@ -6,6 +6,7 @@ use std::process::Output;
 use proxyd_tests::agent::{Agent, binary, nft, run_once};
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, list, service};
+use proxyd_tests::wait::eventually;
 use proxyd_tests::world::PATIENCE;
 use serde_json::{Value, json};
 
@@ -229,21 +230,29 @@ fn without_privileges_the_agent_says_what_it_needs() {
     );
 }
 
-/// It goes on trying: one that ended would only be started again.
+/// It needs no other program: not to make its tables, nor to change, mend, replace and remove them.
 #[test]
-fn without_nft_the_agent_says_what_to_install() {
+fn the_agent_starts_no_program() {
     let netns = Netns::new().unwrap();
-    let args = ["-i", "PATH=/nowhere", &binary(), "--manifests", EXAMPLES];
-    let mut agent = Agent::start_binary("env", &netns, &args);
-    agent.wait_for_log(
-        "the program nft was not found in PATH; install nftables",
-        PATIENCE,
-    );
-    assert!(agent.exited().is_none());
-    let (status, log) = agent.terminate();
-    assert!(status.success(), "{log:#?}");
-    let complaints = log.iter().filter(|line| line.contains("was not found"));
-    assert_eq!(complaints.count(), 2, "once for each family: {log:#?}");
+    let run = |args: &[&str]| {
+        let own = ["-i", "PATH=/nowhere", &binary(), "--manifests", EXAMPLES];
+        Agent::start_binary("env", &netns, &[&own[..], args].concat())
+    };
+    for args in [&[][..], &["--cluster-cidr", "10.244.0.0/16"]] {
+        let agent = run(args);
+        agent.wait_for_log("in sync", PATIENCE);
+        nft(&netns, &["flush", "ruleset"], "");
+        eventually("the tables are made again", PATIENCE, || {
+            nft(&netns, &["list", "tables"], "") == "table ip proxyd\ntable ip6 proxyd\n"
+        });
+        let (status, log) = agent.terminate();
+        assert!(status.success(), "{log:#?}");
+        let trouble = log.iter().find(|line| line.contains("not in sync"));
+        assert_eq!(trouble, None);
+    }
+    let cleanup = run_once(&netns, &["--cleanup"]);
+    assert!(cleanup.status.success(), "{}", text(&cleanup));
+    assert_eq!(nft(&netns, &["list", "tables"], ""), "");
 }
 
 #[test]

@@ -62,23 +62,6 @@ pub struct Restored {
 /// Why the kernel does not hold what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
-    /// The `nft` program is missing.
-    #[error(
-        "the program nft was not found in PATH; install nftables 1.0.1 or later \
-         (Debian, Ubuntu: apt-get install nftables; Fedora: dnf install nftables)"
-    )]
-    NftMissing,
-    /// The `nft` program could not be run.
-    #[error("running nft: {0}")]
-    NftNotRun(#[source] std::io::Error),
-    /// The `nft` program refused what it was given.
-    #[error("nft refused the rules{}: {message}", hint.map(|h| format!(" ({h})")).unwrap_or_default())]
-    NftRefused {
-        /// What it said.
-        message: String,
-        /// What may be the cause.
-        hint: Option<&'static str>,
-    },
     /// No permission.
     #[error(
         "the kernel does not permit changing nftables; run proxyd as root, or with CAP_NET_ADMIN \

@@ -1,29 +1,25 @@
-//! The kernel says no, or `nft` does. At every moment the kernel holds what it held before or what it should, and the
+//! The kernel says no. At every moment the kernel holds what it held before or what it should, and the
 //! agent tries again until it is the second.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use proxyd_tests::agent::{Agent, binary, nft};
+use proxyd_tests::agent::nft;
 use proxyd_tests::cluster::Cluster;
 use proxyd_tests::generation::Generation;
-use proxyd_tests::http::get;
 use proxyd_tests::inject::Injection;
 use proxyd_tests::netns::Netns;
-use proxyd_tests::objects::{Port, list, service, slice};
+use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::tables::Table;
 use proxyd_tests::traffic::{Protocol, ask};
 use proxyd_tests::wait::eventually;
 use proxyd_tests::world::{PATIENCE, World, http};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::http_at;
 
@@ -212,7 +208,7 @@ fn commits_of_others_do_not_keep_the_agent_from_its_own() {
         world = world.restart(&World::DETECT_PODS);
         assert_eq!(elements(&world.node().netns), expected[to]);
     }
-    // The table is replaced as a whole, by nft.
+    // The table is replaced as a whole.
     world = world.restart(&[]);
     world = world.restart(&World::DETECT_PODS);
     drop(restless);
@@ -221,141 +217,6 @@ fn commits_of_others_do_not_keep_the_agent_from_its_own() {
     assert!(commits > 200, "the other did not commit much: {commits}");
     println!("{commits} commits, most of them by another program");
     world.agent.terminate();
-}
-
-/// A directory for `PATH` with an `nft` that writes down that it was called, and fails for as long as there is a file
-/// `broken`.
-struct FakeNft(TempDir);
-
-impl FakeNft {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> &str {
-        self.0.path().to_str().unwrap()
-    }
-
-    fn install(&self) {
-        let real = ["/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft"];
-        let real = real.iter().find(|path| fs::exists(path).unwrap()).unwrap();
-        let at = self.path();
-        let script = format!(
-            "#!/bin/sh\necho call >> {at}/calls\nif [ -e {at}/broken ]; then\n\
-             echo 'netlink: Error: cache initialization failed: Device or resource busy' >&2; exit 1; fi\n\
-             exec {real} \"$@\"\n"
-        );
-        let beside = self.0.path().join("new");
-        fs::write(&beside, script).unwrap();
-        fs::set_permissions(&beside, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(beside, self.0.path().join("nft")).unwrap();
-    }
-
-    fn set_broken(&self, is_broken: bool) {
-        let path = self.0.path().join("broken");
-        if is_broken {
-            fs::write(path, "").unwrap();
-        } else {
-            fs::remove_file(path).unwrap();
-        }
-    }
-
-    fn calls(&self) -> usize {
-        let calls = fs::read_to_string(self.0.path().join("calls")).unwrap_or_default();
-        calls.lines().count()
-    }
-}
-
-fn health(node: &Netns) -> Option<u16> {
-    let to = "127.0.0.1:10256".parse().unwrap();
-    Some(get(node, to, "/healthz").ok()?.code)
-}
-
-#[test]
-fn without_an_nft_that_works_the_agent_waits_for_one() {
-    let node = Netns::new().unwrap();
-    let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join("objects.json"), list(&states()[0])).unwrap();
-    let fake = FakeNft::new();
-    let path = format!("PATH={}", fake.path());
-    let binary = binary();
-    let manifests = directory.path().to_str().unwrap();
-    let args = [
-        &path,
-        &binary,
-        "-v4",
-        "--hostname-override",
-        "node-1",
-        "--manifests",
-        manifests,
-    ];
-    let mut agent = Agent::start_binary("env", &node, &args);
-    agent.wait_for_log(
-        "the program nft was not found in PATH; install nftables",
-        PATIENCE,
-    );
-    eventually("health says so", PATIENCE, || health(&node) == Some(503));
-    assert_eq!(agent.exited(), None);
-    assert_eq!(nft(&node, &["list", "ruleset"], ""), "");
-
-    fake.set_broken(true);
-    fake.install();
-    agent.wait_for_log(
-        "cache initialization failed: Device or resource busy",
-        PATIENCE,
-    );
-    let calls = fake.calls();
-    eventually("it is tried again", PATIENCE, || fake.calls() >= calls + 2);
-    assert_eq!(agent.exited(), None);
-    assert_eq!(health(&node), Some(503));
-    assert_eq!(
-        nft(&node, &["list", "ruleset"], ""),
-        "",
-        "nothing is written by halves"
-    );
-
-    fake.set_broken(false);
-    agent.wait_for_log("in sync", 3 * PATIENCE);
-    eventually("health is good again", PATIENCE, || {
-        health(&node) == Some(200)
-    });
-    assert!(elements(&node)["services"].contains("10.96.0.1 . tcp . 80 : goto cluster-3"));
-    // Tried with pauses that grow, not in a tight loop. A family each, from 100 ms on: seven times are a minute.
-    assert!(fake.calls() < 40, "{} calls", fake.calls());
-    agent.terminate();
-}
-
-#[test]
-fn rules_that_are_there_are_kept_right_without_nft() {
-    let world = World::start(Cluster::new(), &states()[0], &World::DETECT_PODS);
-    let expected = settle(&world);
-    let World {
-        agent,
-        cluster,
-        manifests,
-    } = world;
-    agent.kill();
-    let node = &cluster.node1.host.netns;
-    let fake = FakeNft::new();
-    let path = format!("PATH={}", fake.path());
-    let directory = manifests.path().to_str().unwrap();
-    let binary = binary();
-    let own = [
-        &path,
-        &binary,
-        "-v4",
-        "--hostname-override",
-        "node-1",
-        "--manifests",
-        directory,
-    ];
-    let agent = Agent::start_binary("env", node, &[&own[..], &World::DETECT_PODS].concat());
-    agent.wait_for_log("in sync", PATIENCE);
-    proxyd_tests::world::write(&manifests, &states()[1]);
-    eventually("the new state is there", PATIENCE, || {
-        elements(node) == expected[1]
-    });
-    agent.terminate();
 }
 
 /// The one map that has a size is that of remembered clients.

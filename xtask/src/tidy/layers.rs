@@ -45,7 +45,6 @@ const IO: &[&str] = &[
     "dataplane::ebpf::peers",
     "dataplane::nft::forgetter",
     "dataplane::nft::netlink",
-    "dataplane::nft::process",
     "dataplane::nft::restore",
     "dataplane::nft::watcher",
     "source",

@@ -2,11 +2,12 @@
 //!
 //! Pure: sequence numbers come from the caller, who finds the answers by them.
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkMessage};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage};
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
+use super::decode::{NETFILTER_HEADER_LENGTH, child, text};
 use super::elements::{Elements, elements};
 use super::encode;
 use crate::diff::Delta;
@@ -58,6 +59,45 @@ pub(super) fn transaction(
     let end = control(ControlMessage::BatchEnd);
     append(&mut bytes, end, 0, last.wrapping_add(1));
     (bytes, first, last)
+}
+
+/// Messages that put a table in the place of the one that is there, or make it.
+pub(super) fn replacement(table: Vec<Flagged>, elements: &Elements) -> Vec<Flagged> {
+    // Made first, so that there is one to delete in any case.
+    let old = [
+        (NfTablesMessage::NewTable(encode::our_table()), NLM_F_CREATE),
+        (NfTablesMessage::DeleteTable(encode::our_table()), 0),
+    ];
+    let new = table.into_iter().chain(changes(elements));
+    old.into_iter().chain(new).collect()
+}
+
+/// What the message of this number in a transaction is about, for people.
+pub(super) fn subject(transaction: &[u8], sequence: u32) -> Option<String> {
+    let mut rest = transaction;
+    loop {
+        let header = NetlinkBuffer::new_checked(rest).ok()?;
+        let length = header.length() as usize;
+        if header.sequence_number() == sequence {
+            let [kind, _] = header.message_type().to_le_bytes();
+            let attributes = header.payload().get(NETFILTER_HEADER_LENGTH..)?;
+            return subject_of(kind, attributes);
+        }
+        rest = rest.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+/// From Linux' `include/uapi/linux/netfilter/nf_tables.h`: `NFT_MSG_*`, and the attribute of each with the name.
+fn subject_of(kind: u8, attributes: &[u8]) -> Option<String> {
+    let (what, name) = match kind {
+        3 => ("chain", 3),
+        6 => ("a rule of chain", 2),
+        9 => ("set", 2),
+        12 | 14 => ("elements of", 2),
+        _ => return Some("the table".to_owned()),
+    };
+    let name = String::from_utf8_lossy(text(child(attributes, name)?));
+    Some(format!("{what} {name}"))
 }
 
 /// The transaction that commits a delta's elements, for `agent/benches/pure/`.

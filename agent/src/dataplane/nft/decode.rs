@@ -19,6 +19,7 @@ use super::encode::after;
 use super::expressions::NF_DROP;
 use super::keys::{Reader, Subject, subject};
 use super::shapes::Chain;
+use super::skeleton::USER_DATA_COMMENT;
 use crate::diff::{Held, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
 use crate::plan::{Backend, Member};
@@ -68,8 +69,7 @@ impl NetlinkDeserializable for Answer {
     }
 }
 
-/// The comment in a table's user data: a list of (type, length, bytes), where type 0 is the comment
-/// (libnftnl `include/libnftnl/udata.h`).
+/// The comment in a table's user data: a list of (type, length, bytes).
 pub(super) fn table_comment(answer: &Answer) -> Option<String> {
     let table = TableMessage::parse(answer.0.as_slice()).ok()?;
     let mut data = table
@@ -81,7 +81,7 @@ pub(super) fn table_comment(answer: &Answer) -> Option<String> {
         })?;
     while let [kind, length, rest @ ..] = data {
         let (value, next) = rest.split_at_checked(usize::from(*length))?;
-        if *kind == 0 {
+        if *kind == USER_DATA_COMMENT {
             return Some(String::from_utf8_lossy(text(value)).into_owned());
         }
         data = next;

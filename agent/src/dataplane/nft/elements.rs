@@ -12,7 +12,7 @@ use super::keys::Subject;
 use super::shapes::Chain;
 use crate::diff::{Delta, Held, Slot, Verdict};
 use crate::model::{Family, Frontend, Port, Protocol};
-use crate::plan::{Backend, Member};
+use crate::plan::{Backend, Detector, Member};
 
 /// The named maps and sets of the skeleton that the agent keeps, by the names they have there, in the order in
 /// which they are printed.
@@ -98,12 +98,6 @@ impl Set {
             Self::ServiceNetworks | Self::PodNetworks | Self::AllowedSources
         )
     }
-
-    /// Whether nft up to 1.0.6 cannot load what goes there: it aborts on rules that add to a map whose key or data
-    /// has more than 16 bytes, as those do that remember an IPv6 client.
-    pub(super) fn is_beyond_nft(self, family: Family) -> bool {
-        family == Family::V6 && matches!(self, Self::Affinities | Self::NodePortAffinities)
-    }
 }
 
 /// One field of a key.
@@ -157,6 +151,13 @@ pub(super) struct Element {
     pub(super) data: Data,
 }
 
+impl Element {
+    /// Whether nft up to 1.0.6 cannot load it, since it leads to a chain that it cannot load.
+    pub(super) fn is_beyond_nft(&self, family: Family) -> bool {
+        matches!(self.data, Data::Goto(chain) if chain.is_beyond_nft(family))
+    }
+}
+
 impl fmt::Display for Element {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, field) in self.key.iter().enumerate() {
@@ -203,7 +204,7 @@ pub(super) fn elements(delta: &Delta) -> Elements {
 }
 
 /// The chains that a delta's additions go to, with those that they lead to.
-pub(super) fn chains(delta: &Delta, knows_pods: bool) -> BTreeSet<Chain> {
+pub(super) fn chains(delta: &Delta, detector: &Detector) -> BTreeSet<Chain> {
     let verdicts = delta.rules.iter();
     let verdicts = verdicts.filter_map(|change| Some((change.key, change.to?)));
     let wanted = verdicts.flat_map(|(frontend, verdict)| {
@@ -213,7 +214,7 @@ pub(super) fn chains(delta: &Delta, knows_pods: bool) -> BTreeSet<Chain> {
     let wanted: BTreeSet<Chain> = wanted.filter(|chain| *chain != Chain::Reject).collect();
     wanted
         .into_iter()
-        .flat_map(|chain| chain.with_needed(knows_pods))
+        .flat_map(|chain| chain.with_needed(detector))
         .collect()
 }
 

@@ -1,12 +1,15 @@
 //! The nftables back end: constant rules, state in named maps.
 //!
-//! `skeleton` is the program (text, loaded by `nft`); `elements` turns deltas into elements of its maps; `render`
-//! prints both as text; `encode`, `chains`, `decode` and `keys` are the netlink messages, and `batch` their bytes; `program`
-//! and `notice` are about what others change, and `restore` puts that back. Only `process`, `netlink`, `forgetter`, `watcher` and
-//! `restore` do I/O. Needs Linux 5.10 (comments of tables) and nft 1.0.1 or later; tried with 6.18 and 1.0.6.
+//! `skeleton` is the program, of the sets in `sets`, the chains in `standing` and those in `shapes`, whose rules are made of what
+//! `rule` has; `elements` turns deltas into elements of its maps. Text comes from these by `render`, netlink messages by
+//! `chains`, `bytecode`, `expressions` and `encode`, and their bytes by `batch`; `decode` and `keys` are the way back; `program`
+//! and `notice` are about what others change, and `restore` puts that back. Only `netlink`, `forgetter`, `watcher` and
+//! `restore` do I/O. Needs Linux 5.10 (comments of tables) and no program; what it makes is as nft lists and loads it (tried:
+//! nft 1.0.6 and 1.1.3, Linux 6.18).
 
 #[doc(hidden)]
 pub mod batch;
+mod bytecode;
 mod chains;
 mod decode;
 mod elements;
@@ -17,12 +20,14 @@ mod forgetter;
 mod keys;
 mod netlink;
 mod notice;
-mod process;
 mod program;
 pub mod render;
 mod restore;
+mod rule;
+mod sets;
 mod shapes;
 mod skeleton;
+mod standing;
 mod watcher;
 
 use std::collections::BTreeSet;
@@ -150,10 +155,7 @@ impl Nft {
         let mut missing = chains;
         missing.retain(|chain| !is_known(chain));
         let skeleton = self.skeletons.get(family);
-        let messages: Vec<_> = missing
-            .iter()
-            .flat_map(|chain| chains::messages(*chain, skeleton))
-            .collect();
+        let messages = skeleton.chain_messages(&missing);
         if elements.len() > MOST_HEARD {
             self.unheard(|nft| nft.connection.commit(family, messages, elements))?;
         } else {
@@ -169,14 +171,9 @@ impl Nft {
 
     /// Commits a delta, with the chains that it needs.
     fn commit_delta(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError> {
-        let knows_pods = self.skeletons.get(family).knows_pods();
-        let chains = elements::chains(delta, knows_pods);
+        let detector = self.skeletons.get(family).detector();
+        let chains = elements::chains(delta, detector);
         self.commit(family, chains, &elements(delta))
-    }
-
-    /// Loads commands in one transaction of the `nft` program.
-    fn load(&mut self, commands: &str) -> Result<(), DataplaneError> {
-        self.unheard(|_| process::load(commands))
     }
 
     /// What our table consists of now that it was made.
@@ -222,14 +219,15 @@ impl Nft {
         Ok(held)
     }
 
-    /// Replaces our table, or makes it, with what a delta adds. Elements that `nft` cannot load follow.
+    /// Replaces our table, or makes it, with what a delta adds, in one transaction.
     fn replace_by(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError> {
         let skeleton = self.skeletons.get(family);
-        let text = render::replacement(skeleton, delta);
-        let (beyond, elements) = render::beyond_nft(skeleton, delta);
-        self.load(&text)?;
+        let table = skeleton.messages(&elements::chains(delta, skeleton.detector()));
+        let elements = elements(delta);
+        *self.programs.get_mut(family) = None;
+        self.unheard(|nft| nft.connection.replace(family, table, &elements))?;
         *self.programs.get_mut(family) = Some(self.made_program(family)?);
-        self.commit(family, beyond, &elements)
+        Ok(())
     }
 
     /// What our table holds, if it is as we made it.
@@ -268,12 +266,7 @@ impl Dataplane for Nft {
                 tracing::info!("{family}: replacing the table of another version ({comment:?})");
                 self.replace(family, desired)
             }
-            None => {
-                let text = skeleton.text();
-                self.load(&text)?;
-                *self.programs.get_mut(family) = Some(self.made_program(family)?);
-                Ok(Held::default())
-            }
+            None => self.replace(family, desired),
         }
     }
 

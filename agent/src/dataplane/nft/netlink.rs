@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NetlinkMessage, NetlinkPayload};
@@ -28,6 +29,9 @@ const DUMP_TRIES: usize = 10;
 /// How much is received at once. The kernel fills dumps up to 32 KiB into a buffer of that size or more; into
 /// smaller ones it writes less at a time, and begins each time at the front of the set to find its place.
 const RECEIVE_BUFFER: usize = 64 * 1024;
+
+/// Is there where the kernel tracks connections.
+const CONNTRACK_SYSCTL: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 
 /// How long the kernel may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -183,10 +187,10 @@ impl Connection {
     ) -> Result<bool, DataplaneError> {
         let messages = encode::forget(keys).map(|message| (message, 0));
         match self.batch(family, messages.collect()) {
-            Err(error) if is(&error, Errno::ENOENT) => Ok(false),
+            Err((error, _)) if is(&error, Errno::ENOENT) => Ok(false),
             result => result
                 .map(|()| true)
-                .map_err(|error| refused("to forget clients", error)),
+                .map_err(|(error, _)| refused("to forget clients", error)),
         }
     }
 
@@ -198,12 +202,23 @@ impl Connection {
         elements: &Elements,
     ) -> Result<(), DataplaneError> {
         let messages = before.into_iter().chain(batch::changes(elements)).collect();
-        self.batch(family, messages).map_err(|error| {
-            match error.raw_os_error().map(Errno::from_raw) {
-                Some(Errno::ENOENT | Errno::EEXIST) => DataplaneError::ChangedByOthers(error),
-                _ => refused("a change of elements", error),
-            }
+        let result = self.batch(family, messages);
+        result.map_err(|(error, subject)| match errno(&error) {
+            Some(Errno::ENOENT | Errno::EEXIST) => DataplaneError::ChangedByOthers(error),
+            _ => refused_change(subject, error),
         })
+    }
+
+    /// Makes our table, with these elements, in the place of the one that is there, if any, in one transaction.
+    pub(super) fn replace(
+        &mut self,
+        family: Family,
+        table: Vec<Flagged>,
+        elements: &Elements,
+    ) -> Result<(), DataplaneError> {
+        let messages = batch::replacement(table, elements);
+        let result = self.batch(family, messages);
+        result.map_err(|(error, subject)| refused_change(subject, error))
     }
 
     /// Deletes our table; tells whether it was there.
@@ -212,10 +227,10 @@ impl Connection {
             family,
             vec![(NfTablesMessage::DeleteTable(encode::our_table()), 0)],
         ) {
-            Err(error) if is(&error, Errno::ENOENT) => Ok(false),
+            Err((error, _)) if is(&error, Errno::ENOENT) => Ok(false),
             result => result
                 .map(|()| true)
-                .map_err(|error| refused("to delete our table", error)),
+                .map_err(|(error, _)| refused("to delete our table", error)),
         }
     }
 
@@ -232,7 +247,8 @@ impl Connection {
             let flags = if flags == 0 { NLM_F_ACK } else { flags };
             let request = batch::request(family, (request.clone(), flags), sequence);
             self.socket.send(&request, 0)?;
-            let (answers, interrupted) = self.answers(sequence, sequence)?;
+            let answers = self.answers(sequence, sequence);
+            let (answers, interrupted) = answers.map_err(|(error, _)| error)?;
             if !interrupted {
                 return Ok(answers);
             }
@@ -242,8 +258,12 @@ impl Connection {
         ))
     }
 
-    /// Sends messages as one transaction.
-    fn batch(&mut self, family: Family, messages: Vec<Flagged>) -> io::Result<()> {
+    /// Sends messages as one transaction. An error tells what the kernel refused, where it says so.
+    fn batch(
+        &mut self,
+        family: Family,
+        messages: Vec<Flagged>,
+    ) -> Result<(), (io::Error, Option<String>)> {
         if messages.is_empty() {
             return Ok(());
         }
@@ -251,8 +271,15 @@ impl Connection {
         // The end has a number too.
         self.sequence = last.wrapping_add(1);
         self.make_room(bytes.len());
-        self.socket.send(&bytes, 0)?;
-        self.answers(first, last).map(drop)
+        self.socket.send(&bytes, 0).map_err(|error| (error, None))?;
+        match self.answers(first, last) {
+            Ok(_) => Ok(()),
+            Err((error, refused)) => {
+                let refused = refused.filter(|sequence| *sequence != first);
+                let subject = refused.and_then(|sequence| batch::subject(&bytes, sequence));
+                Err((error, subject))
+            }
+        }
     }
 
     /// Grows the socket's send buffer so that a batch fits. Beyond `net.core.wmem_max` this needs
@@ -266,8 +293,13 @@ impl Connection {
     }
 
     /// Reads the answers to the requests with sequence numbers from `first` to `last`, up to the one that ends
-    /// the last; tells whether a dump was interrupted by a change. Late answers to earlier requests are skipped.
-    fn answers(&self, first: u32, last: u32) -> io::Result<(Vec<Answer>, bool)> {
+    /// the last; tells whether a dump was interrupted by a change. Late answers to earlier requests are skipped. An error
+    /// comes with the number of what was refused, if something was.
+    fn answers(
+        &self,
+        first: u32,
+        last: u32,
+    ) -> Result<(Vec<Answer>, bool), (io::Error, Option<u32>)> {
         let mut answers = Vec::new();
         let mut interrupted = false;
         let mut failure = None;
@@ -277,12 +309,12 @@ impl Connection {
             match self.socket.recv(&mut buffer, 0) {
                 // A socket with a timeout is not restarted after a signal (signal(7)).
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                result => result?,
+                result => result.map_err(|error| (error, None))?,
             };
             let mut rest = buffer.as_slice();
             while !rest.is_empty() {
                 let message = NetlinkMessage::<Answer>::deserialize(rest)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                    .map_err(|error| (io::Error::new(io::ErrorKind::InvalidData, error), None))?;
                 let length = (message.header.length as usize).next_multiple_of(4);
                 rest = rest.get(length..).unwrap_or_default();
                 let sequence = message.header.sequence_number;
@@ -299,7 +331,7 @@ impl Connection {
                     NetlinkPayload::Error(error) => {
                         let failed = error.code.is_some();
                         if failed {
-                            failure.get_or_insert(error.to_io());
+                            failure.get_or_insert((error.to_io(), Some(sequence)));
                         }
                         // A batch that fails as a whole is answered with the number of its beginning.
                         sequence == last || (failed && sequence == first)
@@ -314,8 +346,30 @@ impl Connection {
     }
 }
 
-fn is(error: &io::Error, errno: Errno) -> bool {
-    error.raw_os_error() == Some(errno as i32)
+fn errno(error: &io::Error) -> Option<Errno> {
+    error.raw_os_error().map(Errno::from_raw)
+}
+
+fn is(error: &io::Error, wanted: Errno) -> bool {
+    errno(error) == Some(wanted)
+}
+
+/// That the kernel refused a transaction, or something in it.
+fn refused_change(subject: Option<String>, error: io::Error) -> DataplaneError {
+    let subject = subject.unwrap_or_else(|| "a change of the rules".to_owned());
+    let hint = hint(Path::new(CONNTRACK_SYSCTL), &error);
+    refused(&(subject + hint), error)
+}
+
+/// What may be the cause of a refusal. `conntrack_sysctl` exists where the kernel tracks connections.
+fn hint(conntrack_sysctl: &Path, error: &io::Error) -> &'static str {
+    match errno(error) {
+        Some(Errno::ENOENT | Errno::EOPNOTSUPP) if !conntrack_sysctl.exists() => {
+            " (this kernel has no connection tracking, which NAT needs; load the module nf_conntrack, \
+             or use a kernel with CONFIG_NF_CONNTRACK and CONFIG_NF_NAT)"
+        }
+        _ => "",
+    }
 }
 
 /// Our table is not there though it was made.
@@ -329,7 +383,7 @@ pub(super) fn not_ours() -> DataplaneError {
 }
 
 fn refused(what: &str, error: io::Error) -> DataplaneError {
-    match error.raw_os_error().map(Errno::from_raw) {
+    match errno(&error) {
         Some(Errno::EPERM | Errno::EACCES) => DataplaneError::NotPermitted,
         Some(Errno::EMSGSIZE) => DataplaneError::Refused {
             what: format!(
@@ -341,5 +395,21 @@ fn refused(what: &str, error: io::Error) -> DataplaneError {
             what: what.to_owned(),
             source: error,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_without_conntrack_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let sysctl = dir.path().join("nf_conntrack_max");
+        let refused = Errno::ENOENT.into();
+        assert!(hint(&sysctl, &refused).contains("nf_conntrack"));
+        assert_eq!(hint(&sysctl, &Errno::EBUSY.into()), "");
+        std::fs::write(&sysctl, "262144").unwrap();
+        assert_eq!(hint(&sysctl, &refused), "");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! What was heard says where to look: an element that was changed is asked for by its key; rules are made again of what
 //! the kernel showed of them when they were ours; and where the table itself is gone, all of it is made in one
-//! transaction. So nothing has to be planned, and `nft` has nothing to do. Where that fails, the engine resyncs.
+//! transaction. So nothing has to be planned. Where that fails, the engine resyncs.
 
 use std::collections::BTreeSet;
 

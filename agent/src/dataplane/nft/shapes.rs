@@ -1,14 +1,16 @@
 //! Chains that are made while the agent runs: one for each *shape* that some front end has, never one for a Service.
 //!
-//! Pure. A chain is a list of steps; `skeleton` writes them as text and `chains` as netlink expressions.
+//! Pure.
 
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::skeleton::REJECT_CHAIN;
-use crate::diff::Verdict;
+use super::elements::Set;
+use super::rule::{Rule, Statement, Target, Value};
+use super::skeleton::{AFFINITY, MARK_CHAIN, REJECT_CHAIN};
+use crate::diff::{Slot, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Protocol};
-use crate::plan::Policy;
+use crate::plan::{Detector, Policy};
 
 /// A chain that an element sends a connection to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,34 +55,6 @@ pub(super) enum Kind {
         /// How many local back ends there are.
         local: u16,
     },
-}
-
-/// One rule of a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Mark for masquerade.
-    Mark,
-    /// Mark for masquerade what does not come from a pod.
-    MarkOutsidePods,
-    /// Send what comes from a pod to another chain.
-    PodsGoto(Chain),
-    /// Send what this node itself sends to another chain.
-    NodeGoto(Chain),
-    /// Translate to what was remembered for the client.
-    Recall,
-    /// Translate to one of `count` back ends, the first of which has this index.
-    Translate {
-        /// The kind of key.
-        at: At,
-        /// The first index.
-        first: u16,
-        /// How many there are.
-        count: u16,
-    },
-    /// Drop.
-    Drop,
-    /// Remember whom a client of this protocol was translated to.
-    Remember(Protocol, AffinityTimeout),
 }
 
 impl Chain {
@@ -142,66 +116,34 @@ impl Chain {
     }
 
     /// The rules of the chain.
-    pub(super) fn steps(self, knows_pods: bool) -> Vec<Step> {
-        let Self::Balance {
-            at,
-            kind,
-            count,
-            sticky,
-        } = self
-        else {
-            return match self {
-                Self::Remember(timeout) => {
-                    Vec::from(Protocol::ALL.map(|protocol| Step::Remember(protocol, timeout)))
-                }
-                // It is part of the skeleton.
-                _ => Vec::new(),
-            };
-        };
-        let to = |kind| Self::Balance {
-            at,
-            kind,
-            count,
-            sticky,
-        };
-        let mut steps = match kind {
-            Kind::Plain => vec![],
-            Kind::Cluster if knows_pods => vec![Step::MarkOutsidePods],
-            Kind::Cluster => vec![],
-            Kind::External => vec![Step::Mark],
-            Kind::ExternalLocal { .. } => {
-                let pods = knows_pods.then_some(Step::PodsGoto(to(Kind::Plain)));
-                let node = Step::NodeGoto(to(Kind::External));
-                pods.into_iter().chain([node]).collect()
-            }
-        };
-        let (first, count) = match kind {
-            Kind::ExternalLocal { local } => (crate::diff::Slot::FIRST_LOCAL, local),
-            _ => (0, count),
-        };
-        if count > 0 {
-            steps.extend(sticky.then_some(Step::Recall));
-            steps.push(Step::Translate { at, first, count });
+    pub(super) fn rules(self, detector: &Detector) -> Vec<Rule> {
+        match self {
+            Self::Balance {
+                at,
+                kind,
+                count,
+                sticky,
+            } => balancing(at, kind, count, sticky, detector),
+            Self::Remember(timeout) => Protocol::ALL
+                .map(|protocol| remembering(protocol, timeout))
+                .into(),
+            // It is part of the skeleton.
+            Self::Reject => Vec::new(),
         }
-        // A packet that a commit overtook finds no back end; without an answer its client sends it again.
-        steps.push(Step::Drop);
-        steps
     }
 
     /// The chain and those that it leads to, in the order in which they have to be made.
-    pub(super) fn with_needed(self, knows_pods: bool) -> BTreeSet<Self> {
-        let steps = self.steps(knows_pods).into_iter();
-        let needed = steps.filter_map(|step| match step {
-            Step::PodsGoto(chain) | Step::NodeGoto(chain) => Some(chain),
-            _ => None,
-        });
+    pub(super) fn with_needed(self, detector: &Detector) -> BTreeSet<Self> {
+        let rules = self.rules(detector);
+        let needed = rules.iter().flat_map(Rule::made_targets);
         // Kinds are ordered so that what is needed comes first.
         needed.chain([self]).collect()
     }
 
-    /// Whether nft up to 1.0.6 cannot load it; see [`super::elements::Set::is_beyond_nft`].
+    /// Whether nft up to 1.0.6 cannot load it, nor an element that leads there.
     pub(super) fn is_beyond_nft(self, family: Family) -> bool {
-        family == Family::V6 && matches!(self, Self::Remember(_))
+        let rules = self.rules(&Detector::None);
+        rules.iter().any(|rule| rule.is_beyond_nft(family))
     }
 
     /// The chain of a name; `None` if it is not of our making.
@@ -241,6 +183,91 @@ impl Chain {
             sticky,
         })
     }
+}
+
+/// The rules of a chain that balances.
+fn balancing(at: At, kind: Kind, count: u16, sticky: bool, detector: &Detector) -> Vec<Rule> {
+    let to = |kind| {
+        Statement::Goto(Target::Made(Chain::Balance {
+            at,
+            kind,
+            count,
+            sticky,
+        }))
+    };
+    let from_pod = |wanted| {
+        let known = detector.knows_pods();
+        known.then(|| Statement::from_pod(detector, wanted))
+    };
+    let mark = Statement::Jump(Target::Standing(MARK_CHAIN));
+    let mut rules = match kind {
+        Kind::Plain => vec![],
+        Kind::Cluster => {
+            let outside_pods = from_pod(false).map(|outside| Rule(vec![outside, mark]));
+            outside_pods.into_iter().collect()
+        }
+        Kind::External => vec![Rule(vec![mark])],
+        Kind::ExternalLocal { .. } => {
+            let pods = from_pod(true).map(|pod| Rule(vec![pod, to(Kind::Plain)]));
+            let node = Rule(vec![Statement::FromHere, to(Kind::External)]);
+            pods.into_iter().chain([node]).collect()
+        }
+    };
+    let (first, count) = match kind {
+        Kind::ExternalLocal { local } => (Slot::FIRST_LOCAL, local),
+        _ => (0, count),
+    };
+    if count > 0 {
+        rules.extend(sticky.then(recalling));
+        rules.push(translating(at, first, count));
+    }
+    // A packet that a commit overtook finds no back end; without an answer its client sends it again.
+    rules.push(Rule(vec![Statement::Drop]));
+    rules
+}
+
+/// Translates to what was remembered for the client.
+fn recalling() -> Rule {
+    let key = vec![
+        Value::Source,
+        Value::Destination,
+        Value::Protocol,
+        Value::Port,
+    ];
+    Rule(vec![Statement::Translate { key, map: AFFINITY }])
+}
+
+/// Translates to one of `count` back ends, the first of which has this index.
+fn translating(at: At, first: u16, count: u16) -> Rule {
+    let index = Value::Index {
+        first: first.into(),
+        count: count.into(),
+    };
+    let (address, map) = match at {
+        At::Address => (Some(Value::Destination), Set::Endpoints),
+        At::NodePort => (None, Set::NodePortEndpoints),
+    };
+    let called = [Value::Protocol, Value::Port, index];
+    Rule(vec![Statement::Translate {
+        key: address.into_iter().chain(called).collect(),
+        map: map.name(),
+    }])
+}
+
+/// Remembers whom a client of this protocol was translated to.
+fn remembering(protocol: Protocol, timeout: AffinityTimeout) -> Rule {
+    let update = Statement::Update {
+        map: AFFINITY,
+        key: vec![
+            Value::Source,
+            Value::CalledAddress,
+            Value::Protocol,
+            Value::CalledPort,
+        ],
+        data: vec![Value::Destination, Value::PortOf(protocol)],
+        timeout,
+    };
+    Rule(vec![Statement::Is(protocol), update])
 }
 
 /// Takes a part off a name, and tells whether it was there.
@@ -320,8 +347,8 @@ mod tests {
     #[test]
     fn what_a_chain_leads_to_comes_before_it() {
         let chain = Chain::parse("external-local-3-1-sticky").unwrap();
-        let names = |knows_pods| -> Vec<String> {
-            let chains = chain.with_needed(knows_pods);
+        let names = |detector| -> Vec<String> {
+            let chains = chain.with_needed(&detector);
             chains.iter().map(ToString::to_string).collect()
         };
         let all = [
@@ -329,7 +356,7 @@ mod tests {
             "external-3-sticky",
             "external-local-3-1-sticky",
         ];
-        assert_eq!(names(true), all);
-        assert_eq!(names(false), all[1..]);
+        assert_eq!(names(Detector::Source), all);
+        assert_eq!(names(Detector::None), all[1..]);
     }
 }

@@ -64,7 +64,7 @@ impl Kernel {
         use nix::errno::Errno::{EBUSY, EEXIST, EINTR, ENFILE, ENOBUFS, ENOENT, ENOMEM};
         let errnos = [EBUSY, EINTR, ENFILE, ENOBUFS, ENOMEM];
         match self.chance.u8(0..4) {
-            0 => DataplaneError::NftMissing,
+            0 => DataplaneError::NotPermitted,
             1 => DataplaneError::ChangedByOthers(if self.chance.bool() {
                 ENOENT.into()
             } else {
