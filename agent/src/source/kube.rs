@@ -3,6 +3,7 @@
 //! Uses streaming lists (Kubernetes 1.34; KEP-3157) and the field selector that leaves headless Services out
 //! (Kubernetes 1.32), and does without either where the server refuses it.
 
+mod encoding;
 mod exchange;
 mod follow;
 mod pace;

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Query as Parameters, Request, State};
-use axum::http::header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::response::Response;
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json as value};
 
+use super::encoding::{Encoding, json_list_head, protobuf_list};
 use super::object::Object;
 use super::query::{Features, Query, Read, WatchRequest, is_watch};
 use super::resource::{Key, Resource, Route, Verb};
@@ -33,6 +34,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
         .map(|Parameters(query)| query)
         .unwrap_or_default();
     let route = Route::parse(parts.uri.path());
+    let encoding = Encoding::accepted(&parts.headers, None, shared.encodings());
     let verb = verb(&parts.method, &route, &query);
     shared.log().push(LoggedRequest {
         method: parts.method.to_string(),
@@ -50,9 +52,10 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
     }
     let answer = match refusal {
         Some(refusal) => Err(refusal),
-        None => answer(&shared, &parts, body, (route, query)).await,
+        None => answer(&shared, &parts, body, (route, query), encoding).await,
     };
-    answer.unwrap_or_else(|status| error(&status))
+    // What the client accepts, or JSON if that is nothing.
+    answer.unwrap_or_else(|status| error(&status, encoding.unwrap_or(Encoding::Json)))
 }
 
 fn verb(method: &Method, route: &Route, query: &Query) -> Option<Verb> {
@@ -73,16 +76,19 @@ async fn answer(
     parts: &Parts,
     body: Body,
     (route, query): (Route, Query),
+    encoding: Option<Encoding>,
 ) -> Result<Response, Status> {
     let body = to_bytes(body, MAX_BODY_BYTES).await;
     let body =
         body.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?;
-    let only_metadata = accepts(&parts.headers, |form| form == Some(METADATA_LIST));
+    let metadata = Encoding::accepted(&parts.headers, Some(METADATA_LIST), &[Encoding::Json]);
+    let only_metadata = metadata.is_some();
     let is_list = matches!(route, Route::Collection(..)) && parts.method == Method::GET;
-    let is_answered = accepts(&parts.headers, |form| form.is_none()) || only_metadata && is_list;
+    let is_answered = encoding.is_some() || only_metadata && is_list;
     if route.resource().is_some() && !is_answered {
-        return Err(Status::not_acceptable());
+        return Err(Status::not_acceptable(shared.encodings()));
     }
+    let encoding = encoding.unwrap_or(Encoding::Json);
     match (parts.method.as_str(), route) {
         ("GET", Route::Health) => Ok(respond(200, "text/plain; charset=utf-8", "ok")),
         ("GET", Route::Document(path)) => match discovery::document(&path) {
@@ -101,26 +107,26 @@ async fn answer(
                     if only_metadata {
                         return Ok(json(200, metadata_of(&page).to_string()));
                     }
-                    Ok(list(resource, page, cut))
+                    Ok(list((resource, encoding), page, cut))
                 }
-                Read::Watch(request) => start_watch(shared, resource, request),
+                Read::Watch(request) => start_watch(shared, (resource, encoding), request),
             }
         }
         ("GET", Route::Object(resource, key)) => {
-            Ok(object(200, &*shared.store().get(resource, &key)?))
+            let found = shared.store().get(resource, &key)?;
+            Ok(object(200, &found, encoding))
         }
         ("POST", Route::Collection(resource, namespace)) => {
             let value = write::parse_body(&parts.headers, &body)?;
             let (key, value) = write::place(resource, namespace.as_deref(), value)?;
-            Ok(object(201, &*shared.store().create(resource, key, value)?))
+            let created = shared.store().create(resource, key, value)?;
+            Ok(object(201, &created, encoding))
         }
         ("PUT", Route::Object(resource, key)) => {
             let value = write::parse_body(&parts.headers, &body)?;
             let value = write::replacement(resource, &key, value)?;
-            Ok(object(
-                200,
-                &*shared.store().replace(resource, &key, value)?,
-            ))
+            let replaced = shared.store().replace(resource, &key, value)?;
+            Ok(object(200, &replaced, encoding))
         }
         ("PATCH", Route::Object(resource, key)) => {
             let patch = write::parse_patch(resource, &parts.headers, &body)?;
@@ -128,32 +134,12 @@ async fn answer(
             let mut value = store.get(resource, &key)?.value();
             write::merge(&mut value, patch);
             let value = write::replacement(resource, &key, value)?;
-            Ok(object(200, &*store.replace(resource, &key, value)?))
+            let replaced = store.replace(resource, &key, value)?;
+            Ok(object(200, &replaced, encoding))
         }
-        ("DELETE", Route::Object(resource, key)) => delete(shared, resource, &key),
+        ("DELETE", Route::Object(resource, key)) => delete(shared, resource, &key, encoding),
         (_, Route::Unknown) => Err(Status::no_such_path()),
         _ => Err(Status::method_not_allowed()),
-    }
-}
-
-/// Whether a client reads JSON in a form that is fine: what it asks for by `as`, or nothing for the object itself.
-fn accepts(headers: &HeaderMap, is_fine: impl Fn(Option<&str>) -> bool) -> bool {
-    let mut ranges = headers
-        .get_all(ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .peekable();
-    let is_accepted = |range: &str| {
-        let mut parts = range.split(';').map(str::trim);
-        matches!(
-            parts.next(),
-            Some("application/json" | "application/*" | "*/*")
-        ) && is_fine(parts.find_map(|parameter| parameter.strip_prefix("as=")))
-    };
-    match ranges.peek() {
-        None => is_fine(None),
-        Some(_) => ranges.any(is_accepted),
     }
 }
 
@@ -176,34 +162,35 @@ fn metadata_of(page: &Page) -> Value {
 
 fn start_watch(
     shared: &Arc<Shared>,
-    resource: Resource,
+    (resource, encoding): (Resource, Encoding),
     mut request: WatchRequest,
 ) -> Result<Response, Status> {
     if let Some(life) = shared.faults().watch_life {
         request.timeout = Some(request.timeout.unwrap_or(life).min(life));
     }
     if shared.faults().expire_watch() {
-        let line = watch::error_line(&Status::refused(410, None));
-        return Ok(respond(200, "application/json", line));
+        let frame = encoding.error_frame(&Status::refused(410, None));
+        return Ok(respond(200, encoding.stream_type(), frame));
     }
     let subscription = shared.store().watch(resource, request.start);
     let body = match subscription {
         Ok(subscription) => Body::from_stream(watch::stream(
             shared.clone(),
-            resource,
+            (resource, encoding),
             request,
             subscription,
         )),
         // Once the options are accepted, a version that is too old is told in the stream (Cacher.Watch: "other errors
         // must fail with a watch event of type ERROR").
-        Err(status) if status.code == 410 => Body::from(watch::error_line(&status)),
+        Err(status) if status.code == 410 => Body::from(encoding.error_frame(&status)),
         Err(status) => return Err(status),
     };
-    Ok(respond(200, "application/json", body))
+    Ok(respond(200, encoding.stream_type(), body))
 }
 
-/// The list, sent in chunks as it is put together, so that a large one is never in memory twice.
-fn list(resource: Resource, page: Page, cut: Option<Cut>) -> Response {
+/// The list. In JSON it is sent in chunks as it is put together, so that a large one is never in memory twice; in
+/// protobuf its length comes first.
+fn list((resource, encoding): (Resource, Encoding), page: Page, cut: Option<Cut>) -> Response {
     let mut metadata = serde_json::json!({ "resourceVersion": page.version.to_string() });
     if let Some(next) = page.next {
         metadata["continue"] = next.to_text().into();
@@ -211,17 +198,27 @@ fn list(resource: Resource, page: Page, cut: Option<Cut>) -> Response {
     if let Some(remaining) = page.remaining {
         metadata["remainingItemCount"] = remaining.into();
     }
-    let head = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-        resource.kind(),
-        resource.api_version()
-    );
     let mut objects = page.objects;
+    if encoding == Encoding::Protobuf {
+        let items = objects.iter().map(|object| &*object.protobuf);
+        let mut list = protobuf_list(resource, &metadata, items);
+        if cut.is_some() {
+            list.truncate(list.len() / 2);
+        }
+        let list = stream::once(ready(Ok(Bytes::from(list))));
+        let breaks = cut.is_some_and(|cut| cut != Cut::Clean);
+        let end = stream::once(watch::break_off()).filter(move |_| ready(breaks));
+        return respond(
+            200,
+            encoding.media_type(),
+            Body::from_stream(list.chain(end)),
+        );
+    }
     if cut.is_some() {
         objects.truncate(objects.len() / 2);
     }
     let mut objects = objects.into_iter();
-    let mut chunk = head.into_bytes();
+    let mut chunk = json_list_head(resource, &metadata);
     let mut first = true;
     let chunks = std::iter::from_fn(move || {
         loop {
@@ -255,24 +252,31 @@ fn list(resource: Resource, page: Page, cut: Option<Cut>) -> Response {
 }
 
 /// Services answer with what was deleted, other kinds with a Status (`ReturnDeletedObject` of their registries).
-fn delete(shared: &Shared, resource: Resource, key: &Key) -> Result<Response, Status> {
+fn delete(
+    shared: &Shared,
+    resource: Resource,
+    key: &Key,
+    encoding: Encoding,
+) -> Result<Response, Status> {
     let gone = shared.store().delete(resource, key)?;
     if resource == Resource::Services {
-        return Ok(object(200, &gone));
+        return Ok(object(200, &gone, encoding));
     }
     let uid = gone.value()["metadata"]["uid"]
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    Ok(json(200, deleted(resource, key, &uid).to_string()))
+    let status = encoding.of_status(&deleted(resource, key, &uid));
+    Ok(respond(200, encoding.media_type(), status))
 }
 
-fn object(code: u16, object: &Object) -> Response {
-    json(code, object.json.clone())
+fn object(code: u16, object: &Object, encoding: Encoding) -> Response {
+    respond(code, encoding.media_type(), object.alone(encoding))
 }
 
-fn error(status: &Status) -> Response {
-    let mut response = json(status.code, status.to_json().to_string());
+fn error(status: &Status, encoding: Encoding) -> Response {
+    let body = encoding.of_status(&status.to_json());
+    let mut response = respond(status.code, encoding.media_type(), body);
     if let Some(after) = status.retry_after {
         response
             .headers_mut()

@@ -5,18 +5,20 @@
 //! and delete. Tests also make it fail on demand; see the methods in [`faults`]. `tests/tests/apiserver.rs` is its
 //! specification, and runs against a real kube-apiserver where there is one.
 //!
-//! It does not authenticate, default or validate anything, allocates nothing but ClusterIPs where a test says from where,
-//! and answers in JSON only. That is enough for clients of Go, which prefer protobuf but read both.
+//! It does not authenticate, default or validate anything, and allocates nothing but ClusterIPs where a test says from
+//! where. It answers in JSON or in protobuf, as the client prefers, unless a test wants JSON alone.
 //!
 //! [`faults`]: Refusal
 
 mod discovery;
+mod encoding;
 mod faults;
 mod http;
 mod object;
 mod protobuf;
 mod query;
 mod resource;
+mod schema;
 mod selector;
 mod serving;
 mod status;
@@ -37,6 +39,7 @@ use self::resource::Key;
 use self::serving::Serving;
 use self::store::Store;
 
+pub use self::encoding::Encoding;
 pub use self::faults::Refusal;
 pub use self::resource::{Resource, Verb};
 pub use self::store::Cut;
@@ -52,6 +55,8 @@ pub struct Options {
     pub streaming_lists: bool,
     /// Whether Services can be selected by `spec.clusterIP` and `spec.type`.
     pub service_field_selectors: bool,
+    /// Whether clients that prefer protobuf get it.
+    pub protobuf: bool,
     /// How many writes the history holds before it forgets the first.
     pub history: usize,
     /// Where Services that say no ClusterIP get one from; nowhere by default.
@@ -65,6 +70,7 @@ impl Default for Options {
             bookmark_interval: Duration::from_secs(60),
             streaming_lists: true,
             service_field_selectors: true,
+            protobuf: true,
             history: 100_000,
             service_cidr: None,
         }
@@ -235,6 +241,14 @@ impl ApiServer {
 }
 
 impl Shared {
+    /// The encodings that clients can have.
+    fn encodings(&self) -> &'static [Encoding] {
+        match self.options.protobuf {
+            true => &Encoding::ALL,
+            false => &[Encoding::Json],
+        }
+    }
+
     fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().expect(NOT_POISONED)
     }

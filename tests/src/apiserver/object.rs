@@ -1,7 +1,7 @@
 //! One version of one object, as the bytes that every list and every watch share.
 //!
-//! An object is parsed when it is written and serialized once. What selectors ask about is kept beside the bytes, so
-//! no read ever parses JSON.
+//! An object is parsed when it is written and serialized once in each encoding. What selectors ask about is kept beside
+//! the bytes, so no read ever parses JSON.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -9,6 +9,8 @@ use std::sync::{Arc, OnceLock};
 use axum::body::Bytes;
 use serde_json::{Value, json};
 
+use super::encoding::Encoding;
+use super::protobuf;
 use super::resource::{Key, Resource};
 use super::selector::{FieldSelector, LabelSelector};
 
@@ -21,6 +23,9 @@ pub(super) struct Object {
     pub(super) version: u64,
     /// The object as JSON.
     pub(super) json: Bytes,
+    /// The object as a message of its kind.
+    pub(super) protobuf: Bytes,
+    resource: Resource,
     labels: BTreeMap<String, String>,
     fields: Vec<(&'static str, String)>,
 }
@@ -55,6 +60,8 @@ impl Object {
             key,
             version,
             json: value.to_string().into(),
+            protobuf: protobuf::encode(resource.schema(), &value).into(),
+            resource,
             labels,
             fields,
         }
@@ -65,9 +72,20 @@ impl Object {
         serde_json::from_slice(&self.json).expect("the server serialized it")
     }
 
-    /// The line that tells a watch of this object.
-    pub(super) fn line(&self, change: Change) -> Bytes {
-        line(change.name(), &self.json)
+    /// The object as it is sent by itself.
+    pub(super) fn alone(&self, encoding: Encoding) -> Bytes {
+        match encoding {
+            Encoding::Json => self.json.clone(),
+            Encoding::Protobuf => {
+                let (version, kind) = (self.resource.api_version(), self.resource.kind());
+                protobuf::wrap(version, kind, &self.protobuf).into()
+            }
+        }
+    }
+
+    /// The frame that tells a watch of this object.
+    pub(super) fn frame(&self, change: Change, encoding: Encoding) -> Bytes {
+        encoding.frame(change.name(), &self.alone(encoding))
     }
 }
 
@@ -111,7 +129,7 @@ impl Change {
     }
 }
 
-/// A write: what the object was and what it is. The lines that tell watches of it are made once and shared.
+/// A write: what the object was and what it is. The frames that tell watches of it are made once and shared.
 #[derive(Debug)]
 pub(super) struct Event {
     /// The kind of the object.
@@ -122,7 +140,7 @@ pub(super) struct Event {
     pub(super) before: Option<Arc<Object>>,
     /// What is there now; nothing for a deletion.
     pub(super) after: Option<Arc<Object>>,
-    lines: [OnceLock<Bytes>; 3],
+    frames: [[OnceLock<Bytes>; 3]; 2],
 }
 
 impl Event {
@@ -138,25 +156,25 @@ impl Event {
             version,
             before,
             after,
-            lines: Default::default(),
+            frames: Default::default(),
         }
     }
 
-    /// The line for a watch with this filter, or none. An object that starts to match was added as far as the client
+    /// The frame for a watch with this filter, or none. An object that starts to match was added as far as the client
     /// can see, one that stops was deleted (cacheWatcher.convertToWatchEvent in apiserver's storage/cacher).
-    pub(super) fn line_for(&self, filter: &Filter) -> Option<Bytes> {
+    pub(super) fn frame_for(&self, filter: &Filter, encoding: Encoding) -> Option<Bytes> {
         let seen = |object: &Option<Arc<Object>>| {
             object.as_ref().is_some_and(|object| filter.matches(object))
         };
         match (seen(&self.before), seen(&self.after)) {
             (false, false) => None,
-            (false, true) => Some(self.line(Change::Added)),
-            (true, true) => Some(self.line(Change::Modified)),
-            (true, false) => Some(self.line(Change::Deleted)),
+            (false, true) => Some(self.frame(Change::Added, encoding)),
+            (true, true) => Some(self.frame(Change::Modified, encoding)),
+            (true, false) => Some(self.frame(Change::Deleted, encoding)),
         }
     }
 
-    fn line(&self, change: Change) -> Bytes {
+    fn frame(&self, change: Change, encoding: Encoding) -> Bytes {
         let make = || match (change, &self.before, &self.after) {
             // What the client knew last, with the version of the write that took it away.
             (Change::Deleted, Some(before), _) => Object::new(
@@ -165,31 +183,26 @@ impl Event {
                 self.version,
                 before.value(),
             )
-            .line(change),
-            (_, _, Some(after)) => after.line(change),
+            .frame(change, encoding),
+            (_, _, Some(after)) => after.frame(change, encoding),
             _ => unreachable!("a deletion has a before, anything else an after"),
         };
-        self.lines[change as usize].get_or_init(make).clone()
+        let frames = &self.frames[encoding as usize];
+        frames[change as usize].get_or_init(make).clone()
     }
 }
 
 /// A bookmark: everything up to `version` has been told. The last of the initial events carries an annotation.
-pub(super) fn bookmark(resource: Resource, version: u64, ends_initial_events: bool) -> Bytes {
+pub(super) fn bookmark(
+    resource: Resource,
+    encoding: Encoding,
+    version: u64,
+    ends_initial_events: bool,
+) -> Bytes {
     let mut metadata = json!({ "resourceVersion": version.to_string(), "creationTimestamp": null });
     if ends_initial_events {
         metadata["annotations"] = json!({ "k8s.io/initial-events-end": "true" });
     }
     let object = json!({ "kind": resource.kind(), "apiVersion": resource.api_version(), "metadata": metadata });
-    line("BOOKMARK", object.to_string().as_bytes())
-}
-
-/// A line of a watch: `{"type":…,"object":…}`.
-pub(super) fn line(kind: &str, object: &[u8]) -> Bytes {
-    let mut line = Vec::with_capacity(object.len() + 32);
-    line.extend_from_slice(b"{\"type\":\"");
-    line.extend_from_slice(kind.as_bytes());
-    line.extend_from_slice(b"\",\"object\":");
-    line.extend_from_slice(object);
-    line.extend_from_slice(b"}\n");
-    line.into()
+    encoding.frame("BOOKMARK", &encoding.of_resource(resource, &object))
 }

@@ -2,6 +2,8 @@
 //!
 //! Pure: strings in, closed types out. Nothing here knows about HTTP beyond the path.
 
+use super::schema::{self, Schema};
+
 /// A kind of object the server keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Resource {
@@ -59,6 +61,18 @@ impl Resource {
             Resource::ServiceCidrs => "ServiceCIDR",
             Resource::Events => "Event",
             Resource::Namespaces => "Namespace",
+        }
+    }
+
+    /// How its objects are written in protobuf.
+    pub(super) fn schema(self) -> Schema {
+        match self {
+            Resource::Services => schema::SERVICE,
+            Resource::EndpointSlices => schema::ENDPOINT_SLICE,
+            Resource::Nodes => schema::NODE,
+            Resource::ServiceCidrs => schema::SERVICE_CIDR,
+            Resource::Events => schema::EVENT,
+            Resource::Namespaces => schema::NAMESPACE,
         }
     }
 

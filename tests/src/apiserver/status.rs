@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::encoding::Encoding;
 use super::resource::{Key, Resource};
 
 /// An error on its way to a client.
@@ -73,12 +74,14 @@ impl Status {
     }
 
     /// 406: the client does not read what the server writes.
-    pub(super) fn not_acceptable() -> Self {
-        Self::new(
-            406,
-            "NotAcceptable",
-            "only the following media types are accepted: application/json",
-        )
+    pub(super) fn not_acceptable(offered: &[Encoding]) -> Self {
+        let offered: Vec<_> = offered
+            .iter()
+            .map(|encoding| encoding.media_type())
+            .collect();
+        let offered = offered.join(", ");
+        let message = format!("only the following media types are accepted: {offered}");
+        Self::new(406, "NotAcceptable", message)
     }
 
     /// 409: there is one of this name.

@@ -1,6 +1,6 @@
-//! A watch as a stream of lines.
+//! A watch as a stream of frames: lines of JSON, or messages of protobuf.
 //!
-//! A line that is ready alone is sent as the shared bytes it is; many that are ready at once (the initial events of a
+//! A frame that is ready alone is sent as the shared bytes it is; many that are ready at once (the initial events of a
 //! large collection) are sent together in larger chunks.
 
 use std::io;
@@ -12,16 +12,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, interval_at, sleep_until};
 
 use super::Shared;
-use super::object::{Change, Filter, Object, bookmark, line};
+use super::encoding::Encoding;
+use super::object::{Change, Filter, Object, bookmark};
 use super::query::{Start, WatchRequest};
 use super::resource::Resource;
-use super::status::Status;
 use super::store::{Cut, Signal, Subscription};
 
-/// The lines of a watch, until its timeout or a cut.
+/// The frames of a watch, until its timeout or a cut.
 pub(super) fn stream(
     shared: Arc<Shared>,
-    resource: Resource,
+    (resource, encoding): (Resource, Encoding),
     request: WatchRequest,
     subscription: Subscription,
 ) -> impl Stream<Item = io::Result<Bytes>> {
@@ -29,6 +29,7 @@ pub(super) fn stream(
     let every = shared.options.bookmark_interval;
     let watch = Watch {
         resource,
+        encoding,
         bookmarks: request.bookmarks.then(|| interval_at(now + every, every)),
         deadline: request.timeout.map(|timeout| now + timeout),
         told: subscription.version,
@@ -48,16 +49,12 @@ pub(super) fn stream(
     })
 }
 
-/// The line that ends a watch whose version is too old, or that fails once its options were accepted.
-pub(super) fn error_line(status: &Status) -> Bytes {
-    line("ERROR", status.to_json().to_string().as_bytes())
-}
-
 const CHUNK_BYTES: usize = 256 * 1024;
 
 struct Watch {
     shared: Arc<Shared>,
     resource: Resource,
+    encoding: Encoding,
     filter: Filter,
     bookmarks: Option<Interval>,
     deadline: Option<Instant>,
@@ -102,7 +99,7 @@ impl Watch {
                 }
                 Some(Cut::HalfLine) => {
                     self.closing = Some(Cut::Broken);
-                    let whole = bookmark(self.resource, self.told, false);
+                    let whole = bookmark(self.resource, self.encoding, self.told, false);
                     return Some(Ok(whole.slice(..whole.len() / 2)));
                 }
                 None => {}
@@ -112,19 +109,19 @@ impl Watch {
                 // A hung watch must not say another word, whatever else is ready.
                 _ = self.hung.changed() => {}
                 signal = self.signals.recv() => {
-                    if let Some(line) = self.take(signal.unwrap_or(Signal::Cut(Cut::Clean))) {
-                        return Some(Ok(line));
+                    if let Some(frame) = self.take(signal.unwrap_or(Signal::Cut(Cut::Clean))) {
+                        return Some(Ok(frame));
                     }
                 }
                 () = wait_until(self.deadline) => {
                     self.closing = Some(Cut::Clean);
-                    if self.bookmarks.is_some() && let Some(line) = self.bookmark() {
-                        return Some(Ok(line));
+                    if self.bookmarks.is_some() && let Some(frame) = self.bookmark() {
+                        return Some(Ok(frame));
                     }
                 }
                 () = tick(&mut self.bookmarks) => {
-                    if let Some(line) = self.bookmark() {
-                        return Some(Ok(line));
+                    if let Some(frame) = self.bookmark() {
+                        return Some(Ok(frame));
                     }
                 }
             }
@@ -133,32 +130,32 @@ impl Watch {
 
     /// What can be sent without waiting: the rest of the initial events, then what was signalled.
     fn ready(&mut self) -> Option<Bytes> {
-        let mut lines = Vec::new();
+        let mut frames = Vec::new();
         let mut bytes = 0;
         while bytes < CHUNK_BYTES && self.closing.is_none() {
-            let line = if let Some(object) = self.initial.next() {
+            let frame = if let Some(object) = self.initial.next() {
                 self.filter
                     .matches(&object)
-                    .then(|| object.line(Change::Added))
+                    .then(|| object.frame(Change::Added, self.encoding))
             } else if self.cut_list.is_some() {
                 self.closing = self.cut_list.take();
                 None
             } else if std::mem::take(&mut self.ends_initial) {
-                Some(bookmark(self.resource, self.after, true))
+                Some(bookmark(self.resource, self.encoding, self.after, true))
             } else if let Ok(signal) = self.signals.try_recv() {
                 self.take(signal)
             } else {
                 break;
             };
-            if let Some(line) = line {
-                bytes += line.len();
-                lines.push(line);
+            if let Some(frame) = frame {
+                bytes += frame.len();
+                frames.push(frame);
             }
         }
-        match lines.len() {
+        match frames.len() {
             0 => None,
-            1 => lines.pop(),
-            _ => Some(lines.concat().into()),
+            1 => frames.pop(),
+            _ => Some(frames.concat().into()),
         }
     }
 
@@ -167,13 +164,13 @@ impl Watch {
             Signal::Event(event) => {
                 self.told = event.version;
                 // A client may have asked for changes after a version the server has not reached yet.
-                let line = (event.version > self.after)
-                    .then(|| event.line_for(&self.filter))
+                let frame = (event.version > self.after)
+                    .then(|| event.frame_for(&self.filter, self.encoding))
                     .flatten()?;
                 if self.shared.faults().garble_event() {
-                    return Some([&line[..line.len() / 2], b"\n"].concat().into());
+                    return Some(self.encoding.half(&frame));
                 }
-                Some(line)
+                Some(frame)
             }
             Signal::Cut(cut) => {
                 self.closing = Some(cut);
@@ -192,7 +189,7 @@ impl Watch {
         } else {
             self.told
         };
-        (version >= self.after).then(|| bookmark(self.resource, version, false))
+        (version >= self.after).then(|| bookmark(self.resource, self.encoding, version, false))
     }
 }
 

@@ -9,21 +9,27 @@ use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
+use super::encoding::PROTOBUF;
 use super::protobuf;
 use super::resource::{Key, Resource};
+use super::schema::Schema;
 use super::status::Status;
 
 const MERGE_PATCH: &str = "application/merge-patch+json";
 const STRATEGIC_MERGE_PATCH: &str = "application/strategic-merge-patch+json";
 
-/// Reads an object out of a body: JSON, or an Event in protobuf.
+/// Reads an object out of a body: JSON or protobuf.
 pub(super) fn parse_body(headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
     match content_type(headers) {
         "" | "application/json" => parse_json(body),
-        protobuf::MEDIA_TYPE => protobuf::event(body)
-            .ok_or_else(|| Status::bad_request("the body is not an Event in protobuf")),
+        PROTOBUF => protobuf::unwrap(body, schema_of)
+            .ok_or_else(|| Status::bad_request("the body is no object in protobuf")),
         _ => Err(Status::unsupported_media_type("application/json")),
     }
+}
+
+fn schema_of(api_version: &str, kind: &str) -> Option<Schema> {
+    Resource::from_type(api_version, kind).map(Resource::schema)
 }
 
 /// Reads a JSON merge patch out of a body. What Go's recorder patches in an Event is one, though it is called strategic.

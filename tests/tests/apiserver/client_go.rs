@@ -13,13 +13,28 @@ const ACCEPTED: [&str; 2] = [
     "application/vnd.kubernetes.protobuf,application/json",
 ];
 
-/// Sends a request that accepts this; returns the status code, the content type and the answer.
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// Sends a request that accepts this; returns the status code, the content type and the answer, as JSON or as text.
 async fn ask(
+    tier: &Tier,
+    accept: &str,
+    request: (&str, &str, &str),
+    body: Vec<u8>,
+) -> (u16, String, Value) {
+    let (code, format, bytes) = ask_bytes(tier, accept, request, body).await;
+    let answer = serde_json::from_slice(&bytes);
+    let answer = answer.unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes)));
+    (code, format, answer)
+}
+
+/// As [`ask`], but the answer as it came.
+async fn ask_bytes(
     tier: &Tier,
     accept: &str,
     (method, path, format): (&str, &str, &str),
     body: Vec<u8>,
-) -> (u16, String, Value) {
+) -> (u16, String, Vec<u8>) {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -32,13 +47,20 @@ async fn ask(
         .into_parts();
     let bytes = in_time(axum::body::to_bytes(axum::body::Body::new(body), 1 << 20)).await;
     let content_type = parts.headers[header::CONTENT_TYPE].to_str().unwrap();
-    let bytes = bytes.unwrap();
-    let answer = serde_json::from_slice(&bytes);
     (
         parts.status.as_u16(),
         content_type.to_owned(),
-        answer.unwrap_or_else(|_| json!(String::from_utf8_lossy(&bytes))),
+        bytes.unwrap().into(),
     )
+}
+
+/// A server that has no protobuf.
+async fn of_json_alone() -> Tier {
+    Tier::with(Options {
+        protobuf: false,
+        ..Options::default()
+    })
+    .await
 }
 
 fn node() -> Value {
@@ -49,8 +71,8 @@ fn node() -> Value {
 }
 
 #[tokio::test]
-async fn client_that_prefers_protobuf_is_answered_in_json() {
-    let tier = Tier::ours().await;
+async fn client_that_prefers_protobuf_is_answered_in_json_where_there_is_no_other() {
+    let tier = of_json_alone().await;
     tier.server().create(&node());
     for accept in ACCEPTED {
         let get = ("GET", "/api/v1/nodes/node-1", "");
@@ -69,8 +91,111 @@ async fn client_that_prefers_protobuf_is_answered_in_json() {
 }
 
 #[tokio::test]
-async fn client_that_reads_no_json_is_told_so() {
+async fn client_that_prefers_protobuf_gets_it() {
     let tier = Tier::ours().await;
+    tier.server().create(&node());
+    let magic = |answer: &Value| {
+        answer
+            .as_str()
+            .is_some_and(|text| text.starts_with("k8s\0"))
+    };
+    for accept in ACCEPTED {
+        for (path, expected) in [
+            ("/api/v1/nodes/node-1", 200),
+            ("/api/v1/nodes?limit=500&resourceVersion=0", 200),
+            ("/api/v1/nodes/node-2", 404),
+        ] {
+            let (code, format, answer) = ask(&tier, accept, ("GET", path, ""), Vec::new()).await;
+            assert_eq!((code, &*format), (expected, PROTOBUF), "{path}");
+            assert!(magic(&answer), "{path}: {answer}");
+        }
+    }
+    // Who prefers JSON gets that.
+    let accept = format!("application/json,{PROTOBUF}");
+    let get = ("GET", "/api/v1/nodes/node-1", "");
+    let (code, format, answer) = ask(&tier, &accept, get, Vec::new()).await;
+    assert_eq!((code, &*format), (200, "application/json"));
+    assert_eq!(answer["status"], node()["status"]);
+}
+
+/// What the server writes in protobuf, it reads: nothing of an object is lost on the way.
+#[tokio::test]
+async fn object_goes_through_protobuf_and_back() {
+    let tier = Tier::ours().await;
+    let metadata = json!({
+        "name": "web", "namespace": "default", "labels": { "app": "web", "tier": "" },
+        "annotations": { "note": "ä\u{1f600}" },
+        "managedFields": [{ "manager": "kubectl", "operation": "Update", "apiVersion": "v1",
+            "time": "2026-05-01T12:00:00Z", "fieldsType": "FieldsV1", "fieldsV1": { "f:spec": {} } }],
+        "ownerReferences": [{ "apiVersion": "v1", "kind": "Service", "name": "web", "uid": "1", "controller": true }],
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+        "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+            "ports": [
+                { "name": "http", "protocol": "TCP", "port": 80, "targetPort": 8080, "nodePort": 30080 },
+                { "name": "dns", "protocol": "UDP", "port": 53, "targetPort": "dns", "appProtocol": "dns" },
+            ],
+            "selector": { "app": "web" }, "sessionAffinity": "ClientIP", "publishNotReadyAddresses": true,
+            "sessionAffinityConfig": { "clientIP": { "timeoutSeconds": 60 } },
+            "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000, "internalTrafficPolicy": "Local",
+            "loadBalancerSourceRanges": ["10.0.0.0/8"], "externalIPs": ["198.51.100.1"],
+            "ipFamilies": ["IPv4", "IPv6"], "ipFamilyPolicy": "RequireDualStack",
+            "allocateLoadBalancerNodePorts": false,
+        },
+        "status": { "loadBalancer": { "ingress": [
+            { "ip": "203.0.113.1", "ipMode": "Proxy", "ports": [{ "port": 80, "protocol": "TCP" }] },
+            { "hostname": "lb.example.com" },
+        ] } },
+    });
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": metadata, "addressType": "IPv4",
+        "ports": [{ "name": "", "protocol": "TCP", "port": 8080 }, {}],
+        "endpoints": [
+            { "addresses": ["10.1.0.1"], "nodeName": "node-1", "zone": "a", "hostname": "web-0",
+              "conditions": { "ready": false, "serving": true, "terminating": true },
+              "targetRef": { "kind": "Pod", "namespace": "default", "name": "web-0" },
+              "hints": { "forZones": [{ "name": "a" }], "forNodes": [{ "name": "node-1" }] } },
+            { "addresses": ["10.1.0.2"] },
+        ],
+    });
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" },
+        "spec": { "podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"], "unschedulable": true,
+            "taints": [{ "key": "k", "effect": "NoSchedule" }] },
+        "status": { "capacity": { "cpu": "8" }, "addresses": [{ "type": "InternalIP", "address": "192.168.0.2" }],
+            "images": [{ "names": ["a", "b"], "sizeBytes": 12_345_678_901_u64 }] },
+    });
+    let cidr = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": { "name": "first" },
+        "spec": { "cidrs": ["10.96.0.0/16", "fd00::/112"] },
+    });
+    for (collection, object) in [
+        ("/api/v1/namespaces/default/services", service),
+        (
+            "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
+            slice,
+        ),
+        ("/api/v1/nodes", node),
+        ("/apis/networking.k8s.io/v1/servicecidrs", cidr),
+    ] {
+        tier.server().create(&object);
+        let name = object["metadata"]["name"].as_str().unwrap();
+        let path = format!("{collection}/{name}");
+        let (_, format, encoded) = ask_bytes(&tier, PROTOBUF, ("GET", &path, ""), Vec::new()).await;
+        assert_eq!(format, PROTOBUF);
+        let json = "application/json";
+        let (_, _, before) = ask(&tier, json, ("GET", &path, ""), Vec::new()).await;
+        let (code, _, after) = ask(&tier, json, ("PUT", &path, PROTOBUF), encoded).await;
+        assert_eq!(code, 200, "{after}");
+        assert_eq!(before, after);
+    }
+}
+
+#[tokio::test]
+async fn client_that_reads_no_json_is_told_so() {
+    let tier = of_json_alone().await;
     for accept in [
         "application/vnd.kubernetes.protobuf",
         "application/json;as=Table;v=v1;g=meta.k8s.io",
@@ -100,7 +225,7 @@ async fn metadata_alone_is_told_to_who_asks_for_it() {
 /// The streaming list of a reflector, with kube-proxy's selector.
 #[tokio::test]
 async fn reflector_streams_the_list_in_json() {
-    let tier = Tier::ours().await;
+    let tier = of_json_alone().await;
     let mut headless = crate::tier::service("headless", "web");
     headless["metadata"]["labels"]["service.kubernetes.io/headless"] = json!("");
     headless["metadata"]["namespace"] = json!("test");
@@ -163,7 +288,8 @@ async fn event_in_protobuf_is_kept_and_may_become_a_series() {
     let body = [b"k8s\0".as_slice(), &field(1, &kind), &length, &raw].concat();
     let path = "/apis/events.k8s.io/v1/namespaces/default/events";
     let format = "application/vnd.kubernetes.protobuf";
-    let (code, content_type, answer) = ask(&tier, ACCEPTED[0], ("POST", path, format), body).await;
+    let accept = "application/json";
+    let (code, content_type, answer) = ask(&tier, accept, ("POST", path, format), body).await;
     assert_eq!((code, &*content_type), (201, "application/json"));
     assert_eq!(answer["metadata"]["name"], "node-1.1");
     let [event] = &tier.server().objects(Resource::Events)[..] else {
@@ -181,7 +307,7 @@ async fn event_in_protobuf_is_kept_and_may_become_a_series() {
         &*format!("{path}/node-1.1"),
         "application/strategic-merge-patch+json",
     );
-    let (code, _, answer) = ask(&tier, ACCEPTED[0], patch, series.into_bytes()).await;
+    let (code, _, answer) = ask(&tier, accept, patch, series.into_bytes()).await;
     assert_eq!((code, &answer["series"]["count"]), (200, &json!(2)));
 }
 

@@ -10,6 +10,7 @@ mod objects;
 mod service;
 mod service_cidr;
 mod slice;
+pub mod wire;
 
 use std::net::IpAddr;
 

@@ -1,7 +1,7 @@
-//! One request to an API server, and its answer as lines or as a whole. Gives up when nothing comes for a while.
+//! One request to an API server, and its answer event by event or as a whole. Gives up when nothing comes for a while.
 //!
-//! kube's own streams of events leave out lines that are cut short and go on after those that cannot be read; here
-//! nothing that the server said is ever left out in silence.
+//! kube's own streams of events read JSON alone, leave out lines that are cut short and go on after those that cannot
+//! be read; here nothing that the server said is ever left out in silence.
 
 use std::time::Duration;
 
@@ -12,25 +12,28 @@ use kube::client::Body;
 use kube::core::Status;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::encoding::{Encoding, Object, Page, Said};
 use super::trouble::{Trouble, status_retry_after};
 
-/// No line is longer: etcd takes no object over 1.5 MB.
-const MAX_LINE_BYTES: usize = 16 << 20;
+/// No answer that is read as a whole is longer. A page has 500 objects, each of which may have 1.5 MB but seldom a
+/// hundredth of it.
+const MAX_WHOLE_BYTES: usize = 256 << 20;
 
 /// The answer to a request, as it comes.
-pub(super) struct Lines {
+pub(super) struct Answer {
     body: Body,
+    encoding: Encoding,
     silence: Duration,
     /// When the last bytes came.
     heard: Instant,
     buffer: Vec<u8>,
-    /// Where the next line begins in the buffer.
+    /// Where the next event begins in the buffer.
     start: usize,
     /// Up to where no line ends.
     searched: usize,
 }
 
-impl Lines {
+impl Answer {
     /// Sends a request. `silence` is how long the server may say nothing, now and later.
     ///
     /// # Errors
@@ -45,8 +48,9 @@ impl Lines {
             .map_err(|_| Trouble::Silent(silence))?
             .map_err(Trouble::NoAnswer)?;
         let (head, body) = response.into_parts();
-        let lines = Self {
+        let answer = Self {
             body,
+            encoding: Encoding::of(&head.headers),
             silence,
             heard: Instant::now(),
             buffer: Vec::new(),
@@ -54,14 +58,15 @@ impl Lines {
             searched: 0,
         };
         if head.status.is_success() {
-            return Ok(lines);
+            return Ok(answer);
         }
         let wish = head.headers.get(RETRY_AFTER);
         let wish = wish.and_then(|seconds| seconds.to_str().ok()?.parse().ok());
         // The code says enough if the rest does not come.
-        let text = lines.whole().await.unwrap_or_default();
-        let status = serde_json::from_slice(&text).unwrap_or_else(|_| {
-            Status::failure(String::from_utf8_lossy(&text).trim(), "")
+        let encoding = answer.encoding;
+        let body = answer.whole().await.unwrap_or_default();
+        let status = encoding.status(&body).unwrap_or_else(|| {
+            Status::failure(String::from_utf8_lossy(&body).trim(), "")
                 .with_code(head.status.as_u16())
         });
         let wish = wish.map(Duration::from_secs);
@@ -69,40 +74,46 @@ impl Lines {
         Err(Trouble::Refused(Box::new(status), wish))
     }
 
-    /// The next line; none when the server ended its answer. What it began and did not end is no line. May be
-    /// dropped and called again.
+    /// The next event of a watch; none when the server ended its answer. What it began and did not end is no event.
+    /// May be dropped and called again.
     ///
     /// # Errors
-    /// That no more can be had.
-    pub(super) async fn next(&mut self) -> Result<Option<&[u8]>, Trouble> {
+    /// That no more can be had, or that what came is no event.
+    pub(super) async fn next<K: Object>(&mut self) -> Result<Option<Said<K>>, Trouble> {
         loop {
-            let end = self.buffer[self.searched..]
-                .iter()
-                .position(|&b| b == b'\n');
-            if let Some(length) = end {
-                let line = self.start..self.searched + length;
-                self.start = line.end + 1;
+            let begun = &self.buffer[self.start..];
+            let frame = self.encoding.frame(begun, self.searched - self.start)?;
+            if let Some((event, end)) = frame {
+                let said = self.encoding.event(&begun[event]);
+                self.start += end;
                 self.searched = self.start;
-                return Ok(Some(&self.buffer[line]));
+                return said.map(Some);
             }
             self.buffer.drain(..self.start);
             self.start = 0;
             self.searched = self.buffer.len();
-            if self.buffer.len() > MAX_LINE_BYTES {
-                return Err(Trouble::unreadable("a line without end"));
-            }
             if !self.read().await? {
                 return Ok(None);
             }
         }
     }
 
-    /// The whole answer.
+    /// The whole answer as a page of a list.
     ///
     /// # Errors
-    /// That it broke off.
-    pub(super) async fn whole(mut self) -> Result<Vec<u8>, Trouble> {
-        while self.read().await? {}
+    /// That it broke off, or that it is no list.
+    pub(super) async fn page<K: Object>(self) -> Result<Page<K>, Trouble> {
+        let encoding = self.encoding;
+        encoding.page(&self.whole().await?)
+    }
+
+    async fn whole(mut self) -> Result<Vec<u8>, Trouble> {
+        while self.read().await? {
+            if self.buffer.len() > MAX_WHOLE_BYTES {
+                let reason = format!("an answer of more than {MAX_WHOLE_BYTES} bytes");
+                return Err(Trouble::Unreadable(reason));
+            }
+        }
         Ok(self.buffer)
     }
 

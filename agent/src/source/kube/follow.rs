@@ -2,32 +2,29 @@
 //!
 //! A list is handed on when it is complete, and only then: what breaks off half-way never says that something is gone.
 
-use std::fmt::Debug;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use http::header::ACCEPT;
+use kube::Client;
 use kube::api::{ListParams, WatchParams};
-use kube::core::{ObjectList, Request, WatchEvent};
-use kube::{Client, Resource};
-use serde::de::DeserializeOwned;
+use kube::core::Request;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
-use super::exchange::Lines;
+use super::encoding::{Encoding, Object, Received, Said};
+use super::exchange::Answer;
 use super::pace::Pace;
 use super::trouble::{Sort, Trouble};
 use super::{NOT_HEADLESS, Patience, is_without};
 use crate::event::Event;
-use crate::model::{ObjectName, Parsed, translate};
+use crate::model::{ObjectName, Parsed};
 
 /// How many objects a page of a list has, where the server has no streaming lists. As in client-go.
 const PAGE_OBJECTS: u32 = 500;
 
 /// How long the server may keep a watch open; the next goes on where it ended.
 const WATCH_SECONDS: u32 = 290;
-
-/// The annotation of the bookmark that ends a streaming list.
-const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 /// How long to wait before looking again whether the server has a kind that proxyd can do without.
 const WITHOUT_PAUSE: Duration = Duration::from_secs(300);
@@ -55,6 +52,8 @@ pub(super) struct Asked {
     pub(super) fields: Option<String>,
     /// Lists in pages, for a server without streaming lists.
     pub(super) pages: bool,
+    /// JSON and nothing else, for a server that refuses to choose.
+    pub(super) json_only: bool,
 }
 
 /// Follows one kind until events are no longer taken.
@@ -65,7 +64,7 @@ pub(super) async fn follow<K, T, F>(
     send: impl Fn(Event) -> bool,
     kind: Kind<T, F>,
 ) where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    K: Object,
     F: Fn(&K) -> Parsed<T>,
 {
     let mut follower = Follower {
@@ -150,7 +149,7 @@ impl From<Trouble> for Ended {
 
 impl<K, T, F, S> Follower<'_, K, T, F, S>
 where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    K: Object,
     F: Fn(&K) -> Parsed<T>,
     S: Fn(Event) -> bool,
 {
@@ -170,25 +169,23 @@ where
             let (listed, version) = self.list_pages().await?;
             self.complete(listed, version, session)?;
         }
-        let mut lines = self.begin_watch().await?;
+        let mut answer = self.begin_watch().await?;
         if self.version.is_none() {
-            let (listed, version) = self.read_initial_events(&mut lines).await?;
+            let (listed, version) = self.read_initial_events(&mut answer).await?;
             self.complete(listed, version, session)?;
         }
         let settles = Instant::now() + self.patience.settled;
         loop {
             let next = if session.is_settled {
-                lines.next().await
-            } else if let Ok(next) = timeout_at(settles, lines.next()).await {
+                answer.next().await
+            } else if let Ok(next) = timeout_at(settles, answer.next()).await {
                 next
             } else {
                 session.is_settled = true;
                 self.settle(session);
                 continue;
             };
-            let line = next?.ok_or(Trouble::Closed)?;
-            let event = serde_json::from_slice(line).map_err(Trouble::unreadable)?;
-            self.take(event)?;
+            self.take(next?.ok_or(Trouble::Closed)?)?;
             session.has_heard = true;
             self.works();
             if session.is_settled {
@@ -198,7 +195,7 @@ where
     }
 
     /// Begins to watch where the last watch ended; else with a list of everything.
-    async fn begin_watch(&self) -> Result<Lines, Trouble> {
+    async fn begin_watch(&self) -> Result<Answer, Trouble> {
         let params = WatchParams {
             label_selector: self.asked.labels.clone(),
             field_selector: self.asked.fields.clone(),
@@ -209,38 +206,55 @@ where
         // Version 0 is whatever the server has at hand.
         let version = self.version.as_deref().unwrap_or("0");
         let request = self.requests.watch(&params, version);
-        let request = request.expect("parameters that are constant but for selectors");
-        Lines::of(self.client, request, self.patience.silence).await
+        self.send_request(request).await
+    }
+
+    async fn send_request(
+        &self,
+        request: Result<http::Request<Vec<u8>>, kube::core::request::Error>,
+    ) -> Result<Answer, Trouble> {
+        let mut request = request.expect("parameters that are constant but for selectors");
+        let accepted = Encoding::accepted(self.asked.json_only);
+        request.headers_mut().insert(ACCEPT, accepted);
+        Answer::of(self.client, request, self.patience.silence).await
     }
 
     /// The objects at the beginning of a streaming list, and their version.
     async fn read_initial_events(
         &self,
-        lines: &mut Lines,
+        answer: &mut Answer,
     ) -> Result<(Vec<Parsed<T>>, String), Trouble> {
         let mut listed: Vec<Parsed<T>> = Vec::new();
         loop {
-            let line = lines.next().await?.ok_or(Trouble::Closed)?;
-            match serde_json::from_slice(line).map_err(Trouble::unreadable)? {
-                WatchEvent::Added(object) => listed.push((self.kind.translate)(&object)),
+            match answer.next().await?.ok_or(Trouble::Closed)? {
+                Said::Added(object) => listed.push(self.parsed(object)),
                 // A change that came while the list was sent.
-                WatchEvent::Modified(object) => {
-                    let parsed = (self.kind.translate)(&object);
+                Said::Modified(object) => {
+                    let parsed = self.parsed(object);
                     listed.retain(|other| other.name != parsed.name);
                     listed.push(parsed);
                 }
-                WatchEvent::Deleted(object) => {
-                    let name = translate::name_of(object.meta());
-                    listed.retain(|other| other.name != name);
-                }
-                WatchEvent::Bookmark(bookmark) => {
-                    let bookmark = bookmark.metadata;
-                    if bookmark.annotations.contains_key(INITIAL_EVENTS_END) {
-                        return Ok((listed, bookmark.resource_version));
+                Said::Deleted { name, .. } => listed.retain(|other| other.name != name),
+                Said::Bookmark { version, ends_list } => {
+                    if ends_list {
+                        return Ok((listed, version));
                     }
                 }
-                WatchEvent::Error(status) => return Err(Trouble::ClosedWith(status)),
+                Said::Error(status) => return Err(Trouble::ClosedWith(status)),
             }
+        }
+    }
+
+    /// The object as the model has it. One that cannot be decoded is one that cannot be served.
+    fn parsed(&self, received: Received<K>) -> Parsed<T> {
+        match received.object {
+            Ok(object) => (self.kind.translate)(&object),
+            Err(complaint) => Parsed {
+                name: received.name,
+                object: None,
+                complaints: vec![complaint],
+                trigger: None,
+            },
         }
     }
 
@@ -254,16 +268,12 @@ where
             ..ListParams::default()
         };
         loop {
-            let request = self.requests.list(&params);
-            let request = request.expect("parameters that are constant but for selectors");
-            let lines = Lines::of(self.client, request, self.patience.silence).await?;
-            let page: ObjectList<K> =
-                serde_json::from_slice(&lines.whole().await?).map_err(Trouble::unreadable)?;
-            listed.extend(page.items.iter().map(&self.kind.translate));
-            params.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+            let answer = self.send_request(self.requests.list(&params)).await?;
+            let page = answer.page().await?;
+            listed.extend(page.items.into_iter().map(|object| self.parsed(object)));
+            params.continue_token = page.next;
             if params.continue_token.is_none() {
-                let version = page.metadata.resource_version.unwrap_or_default();
-                return Ok((listed, version));
+                return Ok((listed, page.version));
             }
         }
     }
@@ -284,19 +294,18 @@ where
     }
 
     /// Takes an event of a watch.
-    fn take(&mut self, event: WatchEvent<K>) -> Result<(), Ended> {
-        let of = |object: &K| object.meta().resource_version.clone().unwrap_or_default();
+    fn take(&mut self, event: Said<K>) -> Result<(), Ended> {
         match event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
-                self.advance(of(&object))?;
-                self.give((self.kind.applied)((self.kind.translate)(&object)))
+            Said::Added(object) | Said::Modified(object) => {
+                self.advance(object.version.clone())?;
+                self.give((self.kind.applied)(self.parsed(object)))
             }
-            WatchEvent::Deleted(object) => {
-                self.advance(of(&object))?;
-                self.give((self.kind.deleted)(translate::name_of(object.meta())))
+            Said::Deleted { name, version } => {
+                self.advance(version)?;
+                self.give((self.kind.deleted)(name))
             }
-            WatchEvent::Bookmark(bookmark) => Ok(self.advance(bookmark.metadata.resource_version)?),
-            WatchEvent::Error(status) => Err(Trouble::ClosedWith(status).into()),
+            Said::Bookmark { version, .. } => Ok(self.advance(version)?),
+            Said::Error(status) => Err(Trouble::ClosedWith(status).into()),
         }
     }
 
@@ -393,7 +402,8 @@ where
 
 impl Asked {
     /// What to ask an older server for, if that is why it refused: 422 Invalid comes from one without streaming
-    /// lists, 400 Bad Request from one that cannot select Services by ClusterIP.
+    /// lists, 400 Bad Request from one that cannot select Services by ClusterIP, 406 Not Acceptable and 415 Unsupported
+    /// Media Type from one that wants to hear of JSON alone.
     fn less_after(&self, trouble: &Trouble) -> Option<Self> {
         let Trouble::Refused(status, _) = trouble else {
             return None;
@@ -403,6 +413,8 @@ impl Asked {
             less.pages = true;
         } else if status.code == 400 && self.fields.as_deref() == Some(NOT_HEADLESS) {
             less.fields = None;
+        } else if matches!(status.code, 406 | 415) && !self.json_only {
+            less.json_only = true;
         } else {
             return None;
         }
