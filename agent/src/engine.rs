@@ -5,18 +5,21 @@
 //! everything is planned and compared anew. So nothing that failed can be lost. What others change is put back to what
 //! was known, and then synced as ever.
 
+mod node;
 mod without_local;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::complaints::Complaints;
 use crate::dataplane::{Dataplane, DataplaneError, Restored};
-use crate::diff::{Delta, Held, diff};
+use crate::diff::{Held, diff};
 use crate::event::Event;
-use crate::model::{Family, Frontend, ObjectName, PerFamily, Protocol, Scope, Snapshot, Touched};
+use crate::model::{
+    Family, Frontend, Node, ObjectName, PerFamily, Protocol, Scope, Snapshot, Touched,
+};
 use crate::plan::{self, Flows, PlanConfig};
 use crate::status::HealthChecks;
 pub use without_local::WithoutLocal;
@@ -27,6 +30,8 @@ pub struct Engine {
     config: PlanConfig,
     /// TCP connections to endpoints that are gone are to be ended.
     ends_tcp: bool,
+    /// Families that the kernel lacks: of these nothing is ever written.
+    absent: PerFamily<bool>,
     snapshot: Snapshot,
     /// What the kernel holds; `None` if that is unknown.
     held: PerFamily<Option<Held>>,
@@ -35,8 +40,12 @@ pub struct Engine {
     services: Complaints,
     slices: Complaints,
     service_cidrs: Complaints,
+    /// The front ends of syncs that failed: whether their changes were made is not known, so the next one that does not fail tells of
+    /// their flows too.
+    unconfirmed: PerFamily<Unconfirmed>,
     contested: BTreeMap<Frontend, Vec<ObjectName>>,
     awaited: Awaited,
+    notes: node::NodeNotes,
     /// Part of what should be served is not known, so nothing that the kernel holds is changed or removed.
     only_adds: bool,
     without_local: PerFamily<without_local::Tracker>,
@@ -55,6 +64,15 @@ struct Awaited {
     host_addresses: bool,
 }
 
+/// Front ends whose flows a sync that succeeds tells of.
+#[derive(Debug, Default)]
+struct Unconfirmed {
+    /// Those that may have changed.
+    changed: BTreeSet<Frontend>,
+    /// Those that began to be balanced.
+    opened: BTreeSet<Frontend>,
+}
+
 /// What a sync of one family did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Synced {
@@ -64,9 +82,9 @@ pub struct Synced {
     pub planned_all: bool,
     /// How many keys changed, with what was put back where others changed it.
     pub changes: usize,
-    /// The UDP flows that the change leaves in place; others of the same front ends are stale.
-    pub udp: Flows,
-    /// The same of TCP connections; nothing if those are left to end by themselves.
+    /// The tracked flows that the change leaves in place; others of the same front ends are stale.
+    pub tracked: Flows,
+    /// The same of balanced sockets of TCP; nothing if those are left to end by themselves.
     pub tcp: Flows,
 }
 
@@ -87,12 +105,14 @@ impl Engine {
         Self {
             config,
             ends_tcp: false,
+            absent: PerFamily::default(),
             snapshot: Snapshot::default(),
             held: PerFamily::default(),
             meddled: PerFamily::default(),
             services: Complaints::about("Service"),
             slices: Complaints::about("EndpointSlice"),
             service_cidrs: Complaints::about("ServiceCIDR"),
+            unconfirmed: PerFamily::default(),
             contested: BTreeMap::new(),
             awaited: Awaited {
                 services: true,
@@ -101,6 +121,7 @@ impl Engine {
                 node: true,
                 host_addresses: true,
             },
+            notes: node::NodeNotes::default(),
             only_adds: false,
             without_local: PerFamily::default(),
             health_touched: false,
@@ -111,6 +132,12 @@ impl Engine {
     #[must_use]
     pub fn ending_tcp(self, ends_tcp: bool) -> Self {
         Self { ends_tcp, ..self }
+    }
+
+    /// Makes it leave families alone that the kernel lacks.
+    #[must_use]
+    pub fn without(self, absent: PerFamily<bool>) -> Self {
+        Self { absent, ..self }
     }
 
     /// Takes note of an event. The kernel follows with the next [`Engine::sync`].
@@ -168,23 +195,32 @@ impl Engine {
                 self.handle(Event::ServicesListed(services));
                 self.handle(Event::SlicesListed(slices));
                 self.handle(Event::ServiceCidrsListed(service_cidrs));
-                self.handle(Event::NodeChanged(node));
+                // A node without an API server needs no Node object.
+                self.set_node(node, false);
             }
             Event::NodeChanged(node) => {
-                if node.is_none() && (self.awaited.node || self.snapshot.node().is_some()) {
-                    info!(
-                        "there is no Node object of this node's name (--hostname-override); \
-                         with --nodeport-addresses primary, NodePorts are at every address of the machine"
-                    );
-                }
-                self.snapshot.set_node(node);
-                self.awaited.node = false;
+                self.set_node(node, true);
             }
             Event::HostAddressesChanged(addresses) => {
                 self.snapshot.set_host_addresses(addresses);
                 self.awaited.host_addresses = false;
+                self.tell_of_addresses();
             }
             Event::KernelChanged { family, .. } => *self.meddled.get_mut(family) = true,
+        }
+    }
+
+    /// Takes note of the Node object. `matters`: load balancers leave a node alone that has none.
+    fn set_node(&mut self, node: Option<Node>, matters: bool) {
+        self.notes.node(node.is_some(), matters);
+        self.snapshot.set_node(node);
+        self.awaited.node = false;
+        self.tell_of_addresses();
+    }
+
+    fn tell_of_addresses(&mut self) {
+        if !self.awaited.node && !self.awaited.host_addresses {
+            self.notes.addresses(&self.snapshot, &self.config);
         }
     }
 
@@ -213,7 +249,13 @@ impl Engine {
     /// Whether a sync of a family has something to do.
     pub fn is_due(&self, family: Family) -> bool {
         let is_unknown = self.held.get(family).is_none() || *self.meddled.get(family);
-        self.is_ready() && (is_unknown || self.snapshot.is_touched(family))
+        let has_work = is_unknown || self.snapshot.is_touched(family);
+        self.is_ready() && !self.absent.get(family) && has_work
+    }
+
+    /// Whether the cluster changed in a family since its last sync.
+    pub fn has_news(&self, family: Family) -> bool {
+        self.is_ready() && self.snapshot.is_touched(family)
     }
 
     /// What load balancers may know of Services, if that may have changed since this was last asked. To be asked
@@ -245,6 +287,8 @@ impl Engine {
         let touched = self.snapshot.take_touched(family);
         self.health_touched |= touched.everything;
         self.report_contested(&touched);
+        let unconfirmed = self.unconfirmed.get_mut(family);
+        unconfirmed.changed.extend(&touched.frontends);
         let held = self.held.get_mut(family).take();
         let full = held.is_none();
         let restored = match &held {
@@ -266,6 +310,12 @@ impl Engine {
         if self.only_adds {
             delta.keep_additions(&held);
         }
+        let opened = delta.rules.iter().filter(|change| change.opens());
+        let unconfirmed = self.unconfirmed.get_mut(family);
+        unconfirmed.opened.extend(opened.map(|change| change.key));
+        unconfirmed
+            .changed
+            .extend(delta.rules.iter().map(|change| change.key));
         if !delta.is_empty() {
             dataplane.apply(family, &held, &delta)?;
             held.apply(&delta);
@@ -274,38 +324,43 @@ impl Engine {
         let without_local = self.without_local.get_mut(family);
         without_local.update(&self.snapshot, &desired, &scope);
         let put_back = restored.as_ref().map_or(0, |restored| restored.changes);
-        let [udp, tcp] = self.flows(family, &scope, &delta, restored);
+        let is_all = matches!(scope, Scope::All);
+        let [tracked, tcp] = self.flows(family, is_all, restored);
         Ok(Synced {
             full,
-            planned_all: matches!(scope, Scope::All),
+            planned_all: is_all,
             changes: delta.len() + put_back,
-            udp,
+            tracked,
             tcp,
         })
     }
 
-    /// What becomes of the flows of what was in scope, of front ends that were removed, and of those that were
-    /// restored: of UDP, and of TCP. While rules are only added, the old flows are as good as the old rules.
+    /// What becomes of the flows of front ends that a sync was about, `is_any` or of all, of those that were removed, and of those that
+    /// were restored: of those that are tracked, and of TCP's. While rules are only added, the old flows are as good as the old rules.
     fn flows(
-        &self,
+        &mut self,
         family: Family,
-        scope: &Scope,
-        delta: &Delta,
+        mut is_any: bool,
         restored: Option<Restored>,
     ) -> [Flows; 2] {
-        if self.only_adds {
-            return Default::default();
-        }
-        let mut frontends: BTreeSet<_> = delta.rules.iter().map(|change| change.key).collect();
-        let mut is_any = false;
-        match scope {
-            Scope::All => is_any = true,
-            Scope::Touched(touched) => frontends.extend(&touched.frontends),
-        }
+        let Unconfirmed {
+            changed: mut frontends,
+            mut opened,
+        } = std::mem::take(self.unconfirmed.get_mut(family));
         match restored.map(|restored| restored.frontends) {
-            Some(None) => is_any = true,
-            Some(Some(restored)) => frontends.extend(restored),
+            Some(None) => {
+                is_any = true;
+                opened.extend(self.snapshot.frontends(family));
+            }
+            Some(Some(restored)) => {
+                opened.extend(&restored);
+                frontends.extend(restored);
+            }
             None => {}
+        }
+        let opened = plan::opened(&self.snapshot, &self.config, family, opened);
+        if self.only_adds {
+            return [opened, Flows::default()];
         }
         if is_any {
             frontends.extend(self.snapshot.frontends(family));
@@ -315,7 +370,9 @@ impl Engine {
             plan::flows(&self.snapshot, &self.config, family, protocol, frontends)
         };
         let tcp = self.ends_tcp.then(|| flows(Protocol::Tcp));
-        [flows(Protocol::Udp), tcp.unwrap_or_default()]
+        let mut tracked = flows(Protocol::Udp);
+        tracked.merge(opened);
+        [tracked, tcp.unwrap_or_default()]
     }
 
     /// Logs, once, which Services do not get a front end because an older one has it.

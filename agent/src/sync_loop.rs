@@ -59,13 +59,26 @@ pub(crate) struct SyncLoop<'a> {
 }
 
 impl Draining {
-    /// Has the flows ended that a change did not leave in place. Returns at once.
-    fn send(&self, Synced { udp, mut tcp, .. }: Synced) {
+    /// A family is about to be synced. What begins by the new rules is not to be judged by what was known before.
+    fn begin(&self, family: Family) {
+        self.tracked.begin(family);
         if let Some(sockets) = &self.sockets {
-            tcp.merge(udp.clone());
-            sockets.send(tcp);
+            sockets.begin(family);
         }
-        self.tracked.send(udp);
+    }
+
+    /// A family was synced: has the flows ended that the change did not leave in place. `None`: that failed. Returns at once.
+    fn end(&self, family: Family, synced: Option<&Synced>) {
+        if let Some(sockets) = &self.sockets {
+            let job = synced.map(|Synced { tracked, tcp, .. }| {
+                let mut job = tcp.clone();
+                job.merge(tracked.clone());
+                job
+            });
+            sockets.end(family, job);
+        }
+        self.tracked
+            .end(family, synced.map(|synced| synced.tracked.clone()));
     }
 }
 
@@ -142,7 +155,9 @@ impl<'a> SyncLoop<'a> {
     fn sync(&mut self, family: Family, oldest: Instant) {
         let begun = Instant::now();
         let clock = self.clock;
+        self.draining.begin(family);
         let result = self.machine.sync(family, self.dataplane, &|| clock.now());
+        self.draining.end(family, result.as_ref().ok());
         let Ok(synced) = result else {
             self.publisher.sync_failed(family);
             return;
@@ -157,7 +172,6 @@ impl<'a> SyncLoop<'a> {
                 oldest.elapsed().as_micros()
             );
         }
-        self.draining.send(synced);
     }
 
     fn report_first_sync(&mut self) {

@@ -40,6 +40,15 @@ impl<K, V: PartialEq> Change<K, V> {
     }
 }
 
+impl Change<Frontend, Verdict> {
+    /// Whether the front end begins to be balanced.
+    pub fn opens(&self) -> bool {
+        let is_balanced =
+            |verdict: Option<Verdict>| verdict.is_some_and(|it| it.policy().is_some());
+        is_balanced(self.to) && !is_balanced(self.from)
+    }
+}
+
 /// What the kernel is told of a front end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {

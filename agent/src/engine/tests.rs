@@ -6,7 +6,7 @@ use super::*;
 use crate::dataplane::recording::Recording;
 use crate::model::{Endpoint, Parsed};
 use crate::testing::world::{World, beginning, engine, handle, held, lists, sync};
-use crate::testing::{any_event, backend, endpoint, good, name, node_facts, service, slice};
+use crate::testing::{any_event, backend, endpoint, good, ip, name, node_facts, service, slice};
 
 #[test]
 fn nothing_is_written_before_everything_was_heard_of() {
@@ -74,7 +74,7 @@ fn connections_of_an_endpoint_end_when_it_leaves_though_it_was_in_no_rule_any_mo
         engine.handle(Event::SliceApplied(good(&after, &after.name)));
         let synced = engine.sync(Family::V4, &mut dataplane).unwrap();
         assert_eq!(synced.changes, 0);
-        assert!(synced.udp.is_empty(), "its port is one of TCP");
+        assert!(synced.tracked.is_empty(), "its port is one of TCP");
         let kept: Vec<_> = synced.tcp.frontends.into_values().collect();
         let expected = [[backend("10.1.0.1:8080")].into()];
         assert_eq!(kept, expected[..usize::from(ends_tcp)]);
@@ -281,4 +281,111 @@ proptest! {
         sync(&mut engine, &mut dataplane);
         prop_assert_eq!(held(&dataplane), held(&world.loaded()));
     }
+}
+
+/// The front ends whose early connections a sync tells of.
+fn opened(synced: &Synced) -> Vec<String> {
+    let opened = synced.tracked.opened.iter();
+    opened.map(ToString::to_string).collect()
+}
+
+#[test]
+fn connections_that_began_before_a_front_end_was_balanced_are_told_of_once() {
+    let mut engine = engine();
+    let mut dataplane = Recording::default();
+    handle(&mut engine, beginning());
+    sync(&mut engine, &mut dataplane);
+    let web = service("web", &["10.96.0.1"]);
+    let ready = slice("web-1", "web", &[endpoint("10.1.0.1")]);
+    let mut change = |event, dataplane: &mut Recording| {
+        engine.handle(event);
+        let synced = engine.sync(Family::V4, dataplane).unwrap();
+        assert!(
+            synced.tracked.frontends.is_empty(),
+            "its port is one of TCP"
+        );
+        opened(&synced)
+    };
+    let refused = change(Event::ServiceApplied(good(&web, &web.name)), &mut dataplane);
+    assert!(refused.is_empty(), "it has no endpoint");
+    let served = change(
+        Event::SliceApplied(good(&ready, &ready.name)),
+        &mut dataplane,
+    );
+    assert_eq!(served.len(), 1, "{served:?}");
+    let more = slice(
+        "web-1",
+        "web",
+        &[endpoint("10.1.0.1"), endpoint("10.1.0.2")],
+    );
+    let grown = change(Event::SliceApplied(good(&more, &more.name)), &mut dataplane);
+    assert!(grown.is_empty(), "it was served already: {grown:?}");
+    // Somebody took the rules away, and meanwhile a client called.
+    let meddled = Event::KernelChanged {
+        family: Family::V4,
+        by: "nft".to_owned(),
+    };
+    dataplane.held.v4 = Held::default();
+    assert_eq!(change(meddled, &mut dataplane).len(), 1);
+}
+
+#[test]
+fn a_sync_that_failed_leaves_its_flows_to_the_next_one() {
+    let mut engine = engine();
+    let mut dataplane = Recording::default();
+    let services = [service("a", &["10.96.0.1"]), service("b", &["10.96.0.2"])];
+    let slices = [
+        slice("a-1", "a", &[endpoint("10.1.0.1")]),
+        slice("b-1", "b", &[]),
+    ];
+    handle(
+        &mut engine,
+        lists(&services, &slices).into_iter().chain(node_facts()),
+    );
+    let mut engine = engine.ending_tcp(true);
+    sync(&mut engine, &mut dataplane);
+    // What is refused here may have been made in the kernel, where only the answer got lost.
+    dataplane.refuse_next = 1;
+    engine.handle(Event::ServiceDeleted(name("a")));
+    let ready = slice("b-1", "b", &[endpoint("10.1.0.2")]);
+    engine.handle(Event::SliceApplied(good(&ready, &ready.name)));
+    engine.sync(Family::V4, &mut dataplane).unwrap_err();
+    let made = {
+        let mut elsewhere = Recording::default();
+        let mut other = crate::testing::world::engine();
+        let known = lists(&services[1..], std::slice::from_ref(&ready));
+        handle(&mut other, known.into_iter().chain(node_facts()));
+        sync(&mut other, &mut elsewhere);
+        elsewhere.held
+    };
+    dataplane.held = made;
+    let synced = engine.sync(Family::V4, &mut dataplane).unwrap();
+    assert_eq!(synced.changes, 0, "everything was made");
+    assert_eq!(opened(&synced).len(), 1, "b: {synced:?}");
+    let gone = synced.tcp.frontends.values().filter(|kept| kept.is_empty());
+    assert_eq!(gone.count(), 1, "a: {synced:?}");
+}
+
+#[test]
+fn an_address_of_the_node_that_the_machine_does_not_have_is_told_until_it_has_it() {
+    let node = |addresses: &[&str]| Node {
+        addresses: addresses.iter().map(|text| ip(text)).collect(),
+        ..Node::default()
+    };
+    let mut engine = engine();
+    engine.handle(Event::NodeChanged(Some(node(&[
+        "10.0.0.9",
+        "192.168.0.2",
+        "fd00::2",
+    ]))));
+    assert!(
+        engine.notes.elsewhere().is_empty(),
+        "the machine's are not known yet"
+    );
+    handle(&mut engine, node_facts().into_iter().skip(1));
+    assert_eq!(*engine.notes.elsewhere(), [ip("10.0.0.9")].into());
+    engine.handle(Event::NodeChanged(Some(node(&["192.168.0.2", "fd00::2"]))));
+    assert!(engine.notes.elsewhere().is_empty());
+    engine.handle(Event::HostAddressesChanged([ip("192.168.0.2")].into()));
+    assert_eq!(*engine.notes.elsewhere(), [ip("fd00::2")].into());
 }

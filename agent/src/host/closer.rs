@@ -5,18 +5,19 @@
 //! ends go on, and the rest is closed: so never a socket that called the endpoint itself. Those sockets are in the namespaces of
 //! pods, which the thread enters one by one.
 //!
+//! What the programs remember is judged when the jobs of all commits are there that may have brought it about (`mailbox`).
 //! Sending a job never waits. Jobs are merged; after each look the thread rests for as long as that took, and for a
 //! second at least. It looks twice, since a socket may have been about to connect. What is not found by then is gone.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
+use super::mailbox::{Dropped, Mailbox, Outbox, mailbox};
 use super::namespaces;
 use super::priority::give_way;
 use super::sock_diag::{SockDiag, SockDiagError};
@@ -24,6 +25,7 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::ebpf::Places;
 use crate::dataplane::ebpf::peer::{Called, of_sockets, questions};
 use crate::dataplane::ebpf::peers::Peers;
+use crate::model::Family;
 use crate::plan::Flows;
 
 /// Before the first look after a rest: a socket that a program sent to a back end is connected a moment later.
@@ -38,7 +40,7 @@ const LOOKS: usize = 2;
 /// The thread, as seen from those that send it jobs. It ends when this is dropped.
 #[derive(Debug)]
 pub struct Closer {
-    jobs: Sender<Flows>,
+    jobs: Outbox,
 }
 
 /// Why sockets may be left.
@@ -55,7 +57,7 @@ enum CloserError {
 }
 
 struct Worker {
-    mailbox: Receiver<Flows>,
+    mailbox: Mailbox,
     places: Places,
     /// What no socket was found for at the last look.
     missing: Called,
@@ -63,8 +65,8 @@ struct Worker {
     told: BTreeSet<String>,
 }
 
-/// This kernel cannot do it.
-struct Unsupported;
+/// This kernel cannot do it, or nobody wants it any more.
+struct Over;
 
 impl Closer {
     /// Starts the thread, for programs that keep their maps there.
@@ -72,7 +74,7 @@ impl Closer {
     /// # Errors
     /// That the machine has no thread left.
     pub fn start(places: &Places) -> io::Result<Self> {
-        let (jobs, mailbox) = mpsc::channel();
+        let (jobs, mailbox) = mailbox();
         let worker = Worker {
             mailbox,
             places: places.clone(),
@@ -84,47 +86,58 @@ impl Closer {
         Ok(Self { jobs })
     }
 
-    /// Has the sockets closed whose flows are stale. Returns at once.
-    pub fn send(&self, job: Flows) {
-        if !job.is_empty() {
-            // The thread has ended where the kernel cannot close sockets, which was said.
-            let _ = self.jobs.send(of_sockets(job));
-        }
+    /// A commit of a family is about to be made. Until it has ended, nothing is closed that it may have brought about.
+    pub fn begin(&self, family: Family) {
+        self.jobs.begin(family);
+    }
+
+    /// A commit was made: has the sockets closed whose flows are stale. `None`: it failed. Returns at once.
+    pub fn end(&self, family: Family, job: Option<Flows>) {
+        self.jobs.end(family, job.map(of_sockets));
     }
 }
 
 impl Worker {
     fn run(mut self) {
         give_way();
+        let mut todo = Flows::default();
         let mut due = Instant::now();
-        while let Ok(mut todo) = self.mailbox.recv() {
-            due = due.max(Instant::now() + SETTLE);
-            let mut looks = LOOKS;
-            while looks > 0 {
-                let pause = due.saturating_duration_since(Instant::now());
-                match self.mailbox.recv_timeout(pause) {
-                    Ok(newer) => {
-                        todo.merge(newer);
-                        looks = LOOKS;
-                    }
-                    Err(RecvTimeoutError::Timeout) => {
-                        looks -= 1;
-                        let started = Instant::now();
-                        if self.look(&todo).is_err() {
-                            return;
-                        }
-                        due = Instant::now() + started.elapsed().max(REST);
-                    }
-                    Err(RecvTimeoutError::Disconnected) => return,
+        let mut looks = 0;
+        loop {
+            let is_workable = |family| todo.has_family(family) && self.mailbox.is_known(family);
+            let has_work = looks > 0 && Family::ALL.into_iter().any(is_workable);
+            let Ok(job) = self.mailbox.wait(has_work.then_some(due)) else {
+                return;
+            };
+            if let Some(newer) = job {
+                if todo.is_empty() {
+                    due = due.max(Instant::now() + SETTLE);
                 }
+                todo.merge(newer);
+                looks = LOOKS;
+                continue;
+            }
+            let started = Instant::now();
+            match self.look(&mut todo) {
+                Ok(true) => looks = LOOKS,
+                Ok(false) => looks -= 1,
+                Err(Over) => return,
+            }
+            due = Instant::now() + started.elapsed().max(REST);
+            if looks == 0 {
+                // The rest is looked after when it is known what goes on.
+                todo.retain(|family| !self.mailbox.is_known(family));
+                looks = if todo.is_empty() { 0 } else { LOOKS };
             }
         }
     }
 
-    /// Looks once. Each trouble is told once.
-    fn look(&mut self, flows: &Flows) -> Result<(), Unsupported> {
-        let Err(error) = self.close(flows) else {
-            return Ok(());
+    /// Looks once, and tells whether jobs came meanwhile. Each trouble is told once.
+    fn look(&mut self, todo: &mut Flows) -> Result<bool, Over> {
+        let mut has_newer = false;
+        let result = self.close(todo, &mut has_newer)?;
+        let Err(error) = result else {
+            return Ok(has_newer);
         };
         let text = error.to_string();
         if !self.told.contains(&text) {
@@ -132,16 +145,42 @@ impl Worker {
             self.told.insert(text);
         }
         match error {
-            CloserError::Sockets(SockDiagError::Unsupported) => Err(Unsupported),
-            _ => Ok(()),
+            CloserError::Sockets(SockDiagError::Unsupported) => Err(Over),
+            _ => Ok(has_newer),
         }
     }
 
     /// Closes the sockets whose flows are stale, and forgets them. Trouble with one is told when all were tried.
-    fn close(&mut self, flows: &Flows) -> Result<(), CloserError> {
+    fn close(
+        &mut self,
+        todo: &mut Flows,
+        has_newer: &mut bool,
+    ) -> Result<Result<(), CloserError>, Over> {
         let started = Instant::now();
-        let mut peers = Peers::open(&self.places, flows)?;
-        let stale = peers.stale(flows)?;
+        let opened = Peers::open(&self.places, todo).and_then(|peers| Ok((peers.called()?, peers)));
+        let (mut stale, peers) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        // What was read may be as new as the last commit.
+        let caught_up = self.mailbox.catch_up(|job| {
+            todo.merge(job);
+            *has_newer = true;
+        });
+        caught_up.map_err(|Dropped| Over)?;
+        stale.retain(|peer, called| {
+            self.mailbox.is_known(Family::of(called.ip())) && peer.is_stale(*called, todo)
+        });
+        Ok(self.close_all(peers, stale, started))
+    }
+
+    /// Closes these sockets, and forgets them.
+    fn close_all(
+        &mut self,
+        mut peers: Peers,
+        stale: Called,
+        started: Instant,
+    ) -> Result<(), CloserError> {
         if stale.is_empty() {
             self.missing.clear();
             return Ok(());

@@ -1,4 +1,4 @@
-//! The kernel's connection tracking: reads UDP flows, and deletes the stale ones. I/O: two netlink sockets, blocking.
+//! The kernel's connection tracking: reads flows, and deletes the stale ones: of UDP, and those of TCP and SCTP that nobody has answered. I/O: two netlink sockets, blocking.
 //!
 //! The table belongs to a network namespace, which is that of the thread that opens the sockets. However large it
 //! is, one buffer's worth of it is in memory at a time.
@@ -39,17 +39,17 @@ pub enum ConntrackError {
     #[error("talking to the kernel's connection tracking: {0}")]
     Socket(#[from] io::Error),
     /// The kernel has no connection tracking over netlink, or does not let us.
-    #[error("listing UDP flows: {0}")]
+    #[error("listing tracked flows: {0}")]
     List(#[source] io::Error),
     /// A flow was not deleted.
-    #[error("deleting a UDP flow: {0}")]
+    #[error("deleting a tracked flow: {0}")]
     Delete(#[source] io::Error),
 }
 
 /// What was done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// How many UDP flows were looked at.
+    /// How many flows were looked at: of UDP, and those that nobody has answered.
     pub seen: u64,
     /// How many were stale, and were deleted.
     pub deleted: PerFamily<u64>,
@@ -123,7 +123,10 @@ impl Steps for Walk {
         let mut ended = None;
         for (_, answer) in codec::answers(&self.buffer) {
             match answer {
-                Answer::Flow(entry) if entry.protocol == Protocol::Udp => {
+                // Connections that are open, most of a large table, are not looked up.
+                Answer::Flow(entry)
+                    if entry.flow.protocol == Protocol::Udp || !entry.flow.answered =>
+                {
                     counts.seen += 1;
                     if is_stale(&entry.flow) {
                         self.sequence = self.sequence.wrapping_add(1);
@@ -150,11 +153,11 @@ impl Steps for Walk {
     }
 }
 
-/// Whether any flow of TCP or UDP is one of those.
+/// Whether any flow is one of those.
 ///
 /// # Errors
 /// Why flows could not be read.
-pub fn any(is_one: impl Fn(Protocol, &Flow) -> bool) -> Result<bool, ConntrackError> {
+pub fn any(is_one: impl Fn(&Flow) -> bool) -> Result<bool, ConntrackError> {
     // The kernel walks through an empty table as slowly as through a full one.
     if fs::read_to_string(COUNT).is_ok_and(|count| count.trim() == "0") {
         return Ok(false);
@@ -166,7 +169,7 @@ pub fn any(is_one: impl Fn(Protocol, &Flow) -> bool) -> Result<bool, ConntrackEr
         receive(&socket, &mut buffer)?;
         for (_, answer) in codec::answers(&buffer) {
             match answer {
-                Answer::Flow(entry) if is_one(entry.protocol, &entry.flow) => return Ok(true),
+                Answer::Flow(entry) if is_one(&entry.flow) => return Ok(true),
                 Answer::End(0) => return Ok(false),
                 Answer::End(number) => return Err(ConntrackError::List(error(number))),
                 Answer::Flow(_) | Answer::Other => (),

@@ -17,7 +17,7 @@ use ipnet::IpNet;
 pub use detector::Detector;
 pub use health::health_checks;
 pub use node_ports::NodePortAddresses;
-pub use stale_flows::{Flow, Flows, flows};
+pub use stale_flows::{Flow, Flows, flows, opened};
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 
 use crate::model::{Exposure, Family, Frontend, Scope, Snapshot, TrafficPolicy};

@@ -203,7 +203,7 @@ struct Walk {
 
 fn walks(log: &[String]) -> Vec<Walk> {
     let walk = |line: &String| {
-        let (_, line) = line.split_once("UDP flows: deleted ")?;
+        let (_, line) = line.split_once("tracked flows: deleted ")?;
         let duration = line.strip_suffix(" µs")?.rsplit(' ').next()?;
         Some(Walk {
             duration: Duration::from_micros(duration.parse().ok()?),

@@ -87,12 +87,12 @@ fn has_translated(
     serves: impl Fn(&Frontend) -> bool,
     at_node: impl Fn(IpAddr) -> bool,
 ) -> bool {
-    let found = conntrack::any(|protocol, flow| {
+    let found = conntrack::any(|flow| {
         let ip = flow.destination.ip();
         let Some(port) = Port::new(flow.destination.port()) else {
             return false;
         };
-        let mut called = Frontend::called(ip, protocol, port, at_node(ip));
+        let mut called = Frontend::called(ip, flow.protocol, port, at_node(ip));
         Family::of(ip) == family
             && flow.reply_source != flow.destination
             && called.any(|frontend| serves(&frontend))

@@ -60,12 +60,15 @@ impl Peer {
             protocol: self.protocol,
             destination: called,
             reply_source: self.backend,
+            answered: true,
         })
     }
 }
 
 /// What rules are told of flows, for sockets: the programs know NodePorts at the loopback address too.
 pub fn of_sockets(mut flows: Flows) -> Flows {
+    // A socket that was not balanced is none of those that the programs remember.
+    flows.opened.clear();
     if flows.node_port_addresses.iter().any(IpAddr::is_ipv4) {
         let loopback = Ipv4Addr::LOCALHOST.into();
         flows.node_port_addresses.insert(loopback);

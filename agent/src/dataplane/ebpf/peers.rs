@@ -37,22 +37,19 @@ impl Peers {
         Ok(Self(opened.collect::<Result<_, DataplaneError>>()?))
     }
 
-    /// The sockets that are to be closed.
+    /// The sockets that were balanced, and what they called.
     ///
     /// # Errors
     /// The kernel's refusal.
-    pub fn stale(&self, flows: &Flows) -> Result<Called, DataplaneError> {
-        let mut stale = Called::new();
+    pub fn called(&self) -> Result<Called, DataplaneError> {
+        let mut all = Called::new();
         for (protocol, map) in &self.0 {
             for entry in map.iter().take(MOST) {
                 let (key, called) = entry.map_err(unreadable)?;
-                let (peer, called) = (Peer::new(*protocol, &key), called.into());
-                if peer.is_stale(called, flows) {
-                    stale.insert(peer, called);
-                }
+                all.insert(Peer::new(*protocol, &key), called.into());
             }
         }
-        Ok(stale)
+        Ok(all)
     }
 
     /// Removes the entry of a socket, if it is still about what it called then.

@@ -19,6 +19,8 @@ const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
@@ -30,6 +32,12 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+
+// Defined in Linux: include/uapi/linux/netfilter/nf_conntrack_common.h, nf_conntrack_tcp.h
+const IPS_SEEN_REPLY: u32 = 1 << 1;
+const TCP_CONNTRACK_SYN_SENT: u8 = 1;
 
 const AF_UNSPEC: u8 = 0;
 
@@ -51,7 +59,7 @@ const ERROR_LENGTH: usize = 4;
 /// One message of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answer<'a> {
-    /// A flow of TCP or UDP.
+    /// A flow of TCP, UDP or SCTP.
     Flow(Entry<'a>),
     /// The end of a dump, or of a request that was to be acknowledged; not 0 is the number of an error.
     End(i32),
@@ -63,7 +71,6 @@ pub(super) enum Answer<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry<'a> {
     pub(super) flow: Flow,
-    pub(super) protocol: Protocol,
     family: u8,
     /// The value of `CTA_TUPLE_ORIG`.
     original: &'a [u8],
@@ -119,14 +126,17 @@ pub(super) fn answers(received: &[u8]) -> impl Iterator<Item = (u32, Answer<'_>)
     })
 }
 
-/// Takes apart a flow; `None` if it is not one of TCP or UDP.
+/// Takes apart a flow; `None` if it is not one of TCP, UDP or SCTP.
 fn entry(payload: &[u8]) -> Option<Entry<'_>> {
     let family = *payload.first()?;
     let (mut original, mut reply, mut id, mut zone) = (None, None, None, None);
+    let (mut status, mut of_protocol) = (None, None);
     for (kind, value) in attributes(payload.get(NETFILTER_HEADER_LENGTH..)?) {
         match kind {
             CTA_TUPLE_ORIG => original = Some(value),
             CTA_TUPLE_REPLY => reply = Some(value),
+            CTA_STATUS => status = value.first_chunk(),
+            CTA_PROTOINFO => of_protocol = Some(value),
             CTA_ID => id = Some(value),
             CTA_ZONE => zone = Some(value),
             _ => (),
@@ -137,16 +147,33 @@ fn entry(payload: &[u8]) -> Option<Entry<'_>> {
     let (_, reply_source, _) = ends(reply?)?;
     Some(Entry {
         flow: Flow {
-            protocol: Protocol::Udp,
+            protocol,
             destination,
             reply_source,
+            answered: is_answered(protocol, status, of_protocol),
         },
-        protocol,
         family,
         original,
         id,
         zone,
     })
+}
+
+/// Whether anybody has answered. What the kernel does not tell counts as yes, and so does a connection of TCP that has come further than
+/// its SYN, of which the answers go another way.
+fn is_answered(protocol: Protocol, status: Option<&[u8; 4]>, of_protocol: Option<&[u8]>) -> bool {
+    let is_seen = status.is_none_or(|status| u32::from_be_bytes(*status) & IPS_SEEN_REPLY != 0);
+    let is_begun = || {
+        let tcp = find(of_protocol?, CTA_PROTOINFO_TCP)?;
+        find(tcp, CTA_PROTOINFO_TCP_STATE)?.first().copied()
+    };
+    is_seen || protocol == Protocol::Tcp && is_begun() != Some(TCP_CONNTRACK_SYN_SENT)
+}
+
+/// The value of an attribute in a list of them.
+fn find(list: &[u8], wanted: u16) -> Option<&[u8]> {
+    let mut found = attributes(list).filter(|(kind, _)| *kind == wanted);
+    found.next().map(|(_, value)| value)
 }
 
 /// The protocol, the source and the destination in a tuple.
@@ -202,9 +229,9 @@ fn ports(proto: &[u8]) -> Option<(Protocol, u16, u16)> {
             _ => (),
         }
     }
-    let looked_at = [Protocol::Tcp, Protocol::Udp];
     let number = protocol?;
-    let protocol = looked_at.into_iter().find(|p| p.number() == *number)?;
+    let mut all = Protocol::ALL.into_iter();
+    let protocol = all.find(|protocol| protocol.number() == *number)?;
     Some((protocol, source?, destination?))
 }
 

@@ -1,10 +1,11 @@
 //! What becomes of jobs, with walks whose steps the test gives.
 
 use std::net::SocketAddr;
+use std::sync::mpsc::{self, Receiver, Sender};
 
 use super::*;
-use crate::model::{Frontend, PerFamily, Protocol};
-use crate::plan::{Backend, Flow};
+use crate::model::{Frontend, Protocol};
+use crate::plan::Backend;
 use crate::testing::{backend, ip, port};
 
 /// For what must come: much longer than it takes.
@@ -54,6 +55,7 @@ impl Steps for Walk {
             protocol: Protocol::Udp,
             destination: "10.96.0.10:53".parse().unwrap(),
             reply_source: self.read.unwrap().parse().unwrap(),
+            answered: true,
         };
         let stale = is_stale(&flow).then_some(flow.reply_source);
         self.deleted.send(stale).unwrap();
@@ -93,23 +95,16 @@ impl Test {
 
     /// Says which back ends the front end has.
     fn send(&self, backends: &[&str]) {
-        let frontend = Frontend::Address {
-            ip: ip("10.96.0.10"),
-            protocol: Protocol::Udp,
-            port: port(53),
-        };
-        let backends = backends.iter().map(|text| backend(text));
-        let job = Flows {
-            frontends: [(
-                frontend,
-                backends.collect::<std::collections::BTreeSet<Backend>>(),
-            )]
-            .into(),
-            ..Flows::default()
-        };
-        self.reconciler.as_ref().unwrap().send(job);
+        self.end(Some(job(backends)));
     }
 
+    fn begin(&self) {
+        self.reconciler.as_ref().unwrap().begin(Family::V4);
+    }
+
+    fn end(&self, job: Option<Flows>) {
+        self.reconciler.as_ref().unwrap().end(Family::V4, job);
+    }
     fn walk(&self) -> Sender<Found> {
         self.walks.recv_timeout(PATIENCE).expect("a walk begins")
     }
@@ -132,6 +127,24 @@ impl Test {
     }
 }
 
+/// That the front end has these back ends.
+fn job(backends: &[&str]) -> Flows {
+    let frontend = Frontend::Address {
+        ip: ip("10.96.0.10"),
+        protocol: Protocol::Udp,
+        port: port(53),
+    };
+    let backends = backends.iter().map(|text| backend(text));
+    Flows {
+        frontends: [(
+            frontend,
+            backends.collect::<std::collections::BTreeSet<Backend>>(),
+        )]
+        .into(),
+        ..Flows::default()
+    }
+}
+
 #[test]
 fn a_job_is_one_walk_and_one_report() {
     let test = Test::start(HASTE);
@@ -142,7 +155,7 @@ fn a_job_is_one_walk_and_one_report() {
     assert!(test.deletes(&walk, "10.1.0.3:53"));
     walk.send(Found::End).unwrap();
     assert_eq!(test.report(), (1, 3, 2));
-    test.reconciler.as_ref().unwrap().send(Flows::default());
+    test.end(Some(Flows::default()));
     test.send(&[]);
     let walk = test.walk();
     assert!(test.deletes(&walk, "10.1.0.1:53"));
@@ -181,10 +194,10 @@ fn what_failed_is_done_with_the_next_job() {
         protocol: Protocol::Udp,
         port: port(53),
     };
-    test.reconciler.as_ref().unwrap().send(Flows {
+    test.end(Some(Flows {
         frontends: [(other, Default::default())].into(),
         ..Flows::default()
-    });
+    }));
     let walk = test.walk();
     assert!(test.deletes(&walk, "10.1.0.2:53"));
     walk.send(Found::End).unwrap();
@@ -235,4 +248,52 @@ fn dropping_it_ends_a_walk_that_is_under_way() {
         test.reports.try_recv().is_err(),
         "the walk was not finished"
     );
+}
+
+/// For what must not come, if nobody lets it.
+const MOMENT: Duration = Duration::from_millis(100);
+
+#[test]
+fn what_is_read_while_a_commit_is_under_way_is_judged_by_its_job() {
+    let test = Test::start(HASTE);
+    test.send(&["10.1.0.1:53"]);
+    let walk = test.walk();
+    assert!(test.deletes(&walk, "10.1.0.2:53"));
+    // The kernel has the new rules already, and a client got the new endpoint; the job is still to come.
+    test.begin();
+    walk.send(Found::Flow("10.1.0.2:53")).unwrap();
+    let judged = test.deleted.recv_timeout(MOMENT);
+    assert!(judged.is_err(), "judged too early: {judged:?}");
+    test.end(Some(job(&["10.1.0.2:53"])));
+    assert_eq!(test.deleted.recv_timeout(PATIENCE).unwrap(), None);
+    assert!(test.deletes(&walk, "10.1.0.1:53"));
+    walk.send(Found::End).unwrap();
+    // A commit that changes nothing holds nothing up.
+    let walk = test.walk();
+    test.begin();
+    test.end(Some(Flows::default()));
+    assert!(!test.deletes(&walk, "10.1.0.2:53"));
+}
+
+#[test]
+fn after_a_commit_that_failed_nothing_is_deleted_until_the_rules_are_known() {
+    let test = Test::start(HASTE);
+    test.send(&["10.1.0.1:53"]);
+    let walk = test.walk();
+    test.begin();
+    test.end(None);
+    assert!(!test.deletes(&walk, "10.1.0.2:53"));
+    walk.send(Found::End).unwrap();
+    assert_eq!(test.report().2, 0);
+    assert!(
+        test.walks.recv_timeout(MOMENT).is_err(),
+        "there is nothing that it could do"
+    );
+    // The next one says nothing of this front end: what was known before is done.
+    test.begin();
+    test.end(Some(Flows::default()));
+    let walk = test.walk();
+    assert!(test.deletes(&walk, "10.1.0.2:53"));
+    walk.send(Found::End).unwrap();
+    assert_eq!(test.report(), (1, 1, 1));
 }

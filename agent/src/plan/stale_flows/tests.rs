@@ -15,6 +15,7 @@ fn flow(destination: &str, reply_source: &str) -> Flow {
         protocol: Protocol::Udp,
         destination: destination.parse().unwrap(),
         reply_source: reply_source.parse().unwrap(),
+        answered: false,
     }
 }
 
@@ -42,6 +43,7 @@ fn flows(frontends: &[(Frontend, &[&str])]) -> Flows {
             .iter()
             .map(|(frontend, backends)| (*frontend, kept(backends)))
             .collect(),
+        opened: BTreeSet::new(),
         node_port_addresses: ["192.168.0.2", "fd00::2"].map(ip).into(),
     }
 }
@@ -309,6 +311,53 @@ fn any_snapshot() -> impl Strategy<Value = Snapshot> {
     (services, slices).prop_map(|(services, slices)| snapshot(&services, &slices))
 }
 
+#[test]
+fn a_connection_that_began_before_its_front_end_is_stale_while_nobody_has_answered() {
+    let tcp = Protocol::Tcp;
+    let at = |text: &str| {
+        let socket: SocketAddr = text.parse().unwrap();
+        Frontend::Address {
+            ip: socket.ip(),
+            protocol: tcp,
+            port: port(socket.port()),
+        }
+    };
+    let node_port = Frontend::NodePort {
+        family: Family::V4,
+        protocol: tcp,
+        port: port(30080),
+    };
+    let udp = frontend("203.0.113.80:80");
+    let changed = [
+        at("203.0.113.80:80"),
+        at("[2001:db8::80]:80"),
+        node_port,
+        udp,
+    ];
+    let jobs = opened(&snapshot(&[], &[]), &plan_config(), Family::V4, changed);
+    assert!(
+        !jobs.opened.contains(&udp),
+        "all flows of UDP are judged by who answers"
+    );
+    let check = |destination, reply_source, answered, expected| {
+        let flow = Flow {
+            protocol: tcp,
+            answered,
+            ..flow(destination, reply_source)
+        };
+        assert_eq!(jobs.is_stale(&flow), expected, "{flow:?}");
+    };
+    for to in ["203.0.113.80:80", "[2001:db8::80]:80", "192.168.0.2:30080"] {
+        check(to, to, false, true);
+        // Open, to whoever had the address before.
+        check(to, to, true, false);
+    }
+    // Translated: it waits for an endpoint.
+    check("203.0.113.80:80", "10.1.0.1:8080", false, false);
+    check("203.0.113.80:81", "203.0.113.80:81", false, false);
+    check("192.168.0.3:30080", "192.168.0.3:30080", false, false);
+}
+
 proptest! {
     /// What new flows would be sent to keeps its old ones.
     #[test]
@@ -334,6 +383,7 @@ proptest! {
                 };
                 for (ip, port) in destinations {
                     let to = |reply_source| Flow {
+                        answered: true,
                         protocol: Protocol::Udp,
                         destination: SocketAddr::new(ip, port.get()),
                         reply_source,

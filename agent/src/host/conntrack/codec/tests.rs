@@ -48,10 +48,26 @@ fn tuple(protocol: u8, source: &str, destination: &str) -> Vec<u8> {
 
 /// A message about a flow, with an attribute that is of no interest and an ID.
 fn flow_message(buffer: &mut Vec<u8>, family: u8, original: &[u8], reply: &[u8]) {
+    flow_message_in(buffer, family, [original, reply], &[0, 0, 1, 0x8e], None);
+}
+
+/// The same with a status, and a state of TCP.
+fn flow_message_in(
+    buffer: &mut Vec<u8>,
+    family: u8,
+    [original, reply]: [&[u8]; 2],
+    status: &[u8],
+    tcp: Option<u8>,
+) {
     message(buffer, (IPCTNL_MSG_CT_GET, 0), family, 7, |attributes| {
         put(attributes, CTA_TUPLE_ORIG | NESTED, original);
         put(attributes, CTA_TUPLE_REPLY | NESTED, reply);
-        put(attributes, 3, &[0, 0, 1, 0x8e]);
+        put(attributes, CTA_STATUS, status);
+        if let Some(state) = tcp {
+            let tcp = list(&[(CTA_PROTOINFO_TCP_STATE, &[state]), (2, &[7])]);
+            let of_protocol = list(&[(CTA_PROTOINFO_TCP | NESTED, &tcp)]);
+            put(attributes, CTA_PROTOINFO | NESTED, &of_protocol);
+        }
         put(attributes, CTA_ID, &[1, 2, 3, 4]);
     });
 }
@@ -73,7 +89,7 @@ const V4: u8 = 2;
 const V6: u8 = 10;
 
 #[test]
-fn flows_of_tcp_and_udp_are_found_among_others() {
+fn flows_of_services_protocols_are_found_among_others() {
     let mut received = Vec::new();
     let udp = tuple(UDP, "10.244.1.5:4000", "10.96.0.10:53");
     let back = tuple(UDP, "10.244.2.2:5353", "192.168.0.2:61000");
@@ -89,9 +105,9 @@ fn flows_of_tcp_and_udp_are_found_among_others() {
 
     let entry = |family, protocol, original, destination: &str, reply_source: &str| {
         Answer::Flow(Entry {
-            protocol,
             flow: Flow {
-                protocol: Protocol::Udp,
+                protocol,
+                answered: true,
                 destination: destination.parse().unwrap(),
                 reply_source: reply_source.parse().unwrap(),
             },
@@ -172,4 +188,33 @@ proptest! {
         let cut = answers(&whole[..length.min(whole.len())]).count();
         prop_assert_eq!(cut, usize::from(length >= whole.len()));
     }
+}
+
+#[test]
+fn only_a_connection_that_has_not_come_further_than_its_first_packet_is_unanswered() {
+    const SCTP: u8 = 132;
+    const NONE_SEEN: [u8; 4] = [0, 0, 1, 0x88];
+    const SEEN: [u8; 4] = [0, 0, 1, 0x8a];
+    let check = |protocol, status: &[u8], tcp, expected| {
+        let original = tuple(protocol, "10.244.1.5:4000", "203.0.113.80:80");
+        let mut received = Vec::new();
+        flow_message_in(&mut received, V4, [&original, &original], status, tcp);
+        let Some((_, Answer::Flow(entry))) = answers(&received).next() else {
+            panic!("a flow");
+        };
+        assert_eq!(
+            entry.flow.answered, expected,
+            "{protocol} {status:?} {tcp:?}"
+        );
+    };
+    check(TCP, &NONE_SEEN, Some(1), false);
+    // Established, and so taken from the middle: the answers go another way.
+    check(TCP, &NONE_SEEN, Some(3), true);
+    check(TCP, &SEEN, Some(2), true);
+    check(TCP, &NONE_SEEN, None, true);
+    check(UDP, &NONE_SEEN, None, false);
+    check(UDP, &SEEN, None, true);
+    check(SCTP, &NONE_SEEN, None, false);
+    check(SCTP, &SEEN, None, true);
+    check(SCTP, &[0, 0], None, true);
 }
