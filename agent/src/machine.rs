@@ -25,14 +25,20 @@ pub const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Where the pauses after failed syncs stop growing; chance may double it.
 pub const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
-/// Repairs that are further apart than this have nothing to do with each other.
+/// Who changes the rules sooner than this after they were put right goes on doing so.
 const BURST: Duration = Duration::from_secs(10);
 
-/// How many repairs of a burst are made at once. Who goes on undoing them is fought a tenth of the time only.
+/// How many repairs of a burst are made at once.
 const PROMPT_REPAIRS: u32 = 10;
 
-/// How much longer the pause after one of many repairs is than the repair.
-const REST: u32 = 9;
+/// The pause after the last of those; it doubles with each repair that is undone too.
+const FIRST_REST: Duration = Duration::from_secs(1);
+
+/// Where the pauses between repairs stop growing.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// How often it is said who goes on changing the rules.
+const NAMED_AGAIN: Duration = Duration::from_secs(60);
 
 /// The engine, and when each family may be synced.
 #[derive(Debug)]
@@ -57,12 +63,18 @@ struct Retry {
 struct Repairs {
     /// Something was changed that has not been looked at.
     pending: bool,
-    /// When the last change of a burst was heard of.
-    heard: Option<Uptime>,
+    /// When a change was heard of last, or put right.
+    last: Option<Uptime>,
     /// How many repairs were made in this burst.
     made: u32,
+    /// The pause after the last one.
+    rest: Duration,
     /// Before this, none is made.
     rest_until: Uptime,
+    /// Before this, none is made though the cluster has changed, and what is written then is put right on the way.
+    rest_of_changes: Uptime,
+    /// When it was said who changes the rules.
+    named: Uptime,
 }
 
 impl Machine {
@@ -103,10 +115,10 @@ impl Machine {
     pub fn due_at(&self, family: Family) -> Option<Uptime> {
         let retry = self.retries.get(family).at.unwrap_or_default();
         let repairs = self.repairs.get(family);
-        let rest = if repairs.pending {
-            repairs.rest_until
-        } else {
-            Uptime::default()
+        let rest = match repairs.pending {
+            false => Uptime::default(),
+            true if self.engine.has_news(family) => repairs.rest_of_changes,
+            true => repairs.rest_until,
         };
         self.is_due(family).then_some(retry.max(rest))
     }
@@ -134,7 +146,6 @@ impl Machine {
         dataplane: &mut dyn Dataplane,
         clock: &dyn Fn() -> Uptime,
     ) -> Result<Synced, DataplaneError> {
-        let begun = clock();
         let result = self.engine.sync(family, dataplane);
         let now = clock();
         let retry = self.retries.get_mut(family);
@@ -145,7 +156,7 @@ impl Machine {
                 }
                 *retry = Retry::default();
                 let repairs = self.repairs.get_mut(family);
-                repairs.made(family, synced, begun, now);
+                repairs.made(family, synced, now);
             }
             Err(error) => retry.note(family, error, now, self.seed),
         }
@@ -179,30 +190,45 @@ impl Retry {
 
 impl Repairs {
     fn hear(&mut self, family: Family, by: &str, now: Uptime) {
-        let is_new = self.heard.is_none_or(|heard| heard.until(now) > BURST);
-        self.heard = Some(now);
+        let is_new = !self.pending && self.last.is_none_or(|last| last.until(now) > BURST);
+        self.last = Some(now);
         self.pending = true;
         if is_new {
-            self.made = 0;
+            *self = Self {
+                last: self.last,
+                pending: true,
+                named: now,
+                ..Self::default()
+            };
             warn!("{family}: {by} changed the rules of proxyd; putting them right");
+        } else if self.named.until(now) >= NAMED_AGAIN {
+            self.named = now;
+            warn!(
+                "{family}: {by} goes on changing the rules of proxyd, which were put right {} times and are wrong in between; \
+                 find out what it is, and end it",
+                self.made
+            );
         }
     }
 
-    fn made(&mut self, family: Family, synced: &Synced, begun: Uptime, now: Uptime) {
+    fn made(&mut self, family: Family, synced: &Synced, now: Uptime) {
         if !std::mem::take(&mut self.pending) {
             return;
         }
         self.made += 1;
+        self.last = Some(now);
         if self.made == 1 {
             info!("{family}: put right what others changed: {synced}");
         }
         if self.made >= PROMPT_REPAIRS {
-            self.rest_until = now.after(begun.until(now) * REST);
+            self.rest = (self.rest * 2).clamp(FIRST_REST, LONGEST_REST);
+            self.rest_until = now.after(self.rest);
+            self.rest_of_changes = now.after(FIRST_REST);
         }
         if self.made == PROMPT_REPAIRS {
             warn!(
                 "{family}: someone goes on changing the rules of proxyd (is another proxyd, kube-proxy or firewall at work?); \
-                 putting them right more seldom"
+                 putting them right once a second at most, and less and less often"
             );
         }
     }

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use ::kube::Client;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
 
 use crate::config::{Config, SourceConfig};
 use crate::dataplane::ebpf::{self, Ebpf, Retiring};
@@ -22,11 +22,12 @@ use crate::event::Event;
 use crate::host::addresses::{self, AddressError};
 use crate::host::closer::Closer;
 use crate::host::reconciler::Reconciler;
-use crate::host::sysctl;
+use crate::host::sole::{self, Claim};
+use crate::host::{families, other_proxy, sysctl};
 use crate::http::Clock;
 use crate::http::listen::ListenError;
 use crate::machine::Machine;
-use crate::model::Family;
+use crate::model::{Family, PerFamily};
 use crate::source::kube::{self, KubeError, Patience};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
 use crate::sync_loop::{Draining, Ended, Message, SyncLoop};
@@ -58,6 +59,12 @@ pub enum RunError {
     /// The machine's addresses are not known.
     #[error(transparent)]
     Addresses(#[from] AddressError),
+    /// An agent runs, and would undo what is asked for.
+    #[error(
+        "a proxyd runs here ({0}) and would put everything back, so nothing was removed; end it first \
+         (in Kubernetes, its pod, and what starts it anew)"
+    )]
+    AgentRuns(String),
     /// An address of a server cannot be had, and that was said to end the agent.
     #[error("--{flag}: {source} (--bind-address-hard-fail)")]
     Listen {
@@ -82,9 +89,26 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
     let mut nft = Nft::new(&config.skeleton)?;
     // The one failure that trying again does not mend; all others are tried again by the loop.
     nft.check()?;
-    sysctl::tune(&config.conntrack, Path::new("/"));
     let runtime = runtime()?;
-    let ended = live(&runtime, config, nft, started);
+    let mut signals = {
+        let _context = runtime.enter();
+        Signals::listen().map_err(RunError::Start)?
+    };
+    let alone = runtime.block_on(async {
+        tokio::select! {
+            name = signals.next() => Err(name),
+            sole = sole::wait() => Ok(sole),
+        }
+    });
+    let _sole = match alone {
+        Ok(sole) => sole,
+        Err(signal) => {
+            info!("{signal}: stopping; the other proxyd keeps the rules");
+            return Ok(());
+        }
+    };
+    sysctl::tune(&config.conntrack, Path::new("/"));
+    let ended = live(&runtime, config, nft, started, signals);
     // Dropping it would wait for the task that reads files, which nobody ends.
     runtime.shutdown_background();
     match ended? {
@@ -102,21 +126,25 @@ fn live(
     config: &Config,
     mut nft: Nft,
     started: Instant,
+    signals: Signals,
 ) -> Result<Ended, RunError> {
     let (sender, receiver) = mpsc::channel();
     let clock = Clock::new(started);
+    let absent = absent_families();
     let client = start_sources(runtime, config, &sender)?;
     nft.watch(send_to(&sender))?;
     let mut dataplane = dataplane(config, nft, send_to(&sender))?;
     let publisher = {
         let _context = runtime.enter();
-        runtime.spawn(stop_on_signals(sender).map_err(RunError::Start)?);
-        servers::start(config, client, clock)?
+        runtime.spawn(stop_on_signals(signals, sender));
+        servers::start(config, client, clock, absent)?
     };
     info!(
         "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
         config.node_name
     );
+    let metrics = Arc::clone(publisher.metrics());
+    other_proxy::watch(move |found| metrics.other_proxy(found)).map_err(RunError::Start)?;
     let metrics = Arc::clone(publisher.metrics());
     let tracked = Reconciler::start(move |report| {
         for family in Family::ALL {
@@ -133,10 +161,26 @@ fn live(
         tracked: tracked.map_err(RunError::Start)?,
         sockets,
     };
-    let engine = Engine::new(config.plan.clone()).ending_tcp(config.closes_tcp);
+    let engine = Engine::new(config.plan.clone())
+        .ending_tcp(config.closes_tcp)
+        .without(absent);
     let machine = Machine::new(engine, fastrand::u64(..));
     let dataplane = dataplane.as_mut();
     Ok(SyncLoop::new(machine, dataplane, publisher, draining, clock).run(&receiver))
+}
+
+/// The families that the kernel lacks, which is said.
+fn absent_families() -> PerFamily<bool> {
+    let lacking = families::lacking();
+    for family in Family::ALL {
+        if let Some(why) = *lacking.get(family) {
+            warn!(
+                "the kernel has no {family}: {why}; addresses of Services of that family are not served, and it does not count \
+                 for /healthz"
+            );
+        }
+    }
+    PerFamily::from_fn(|family| lacking.get(family).is_some())
 }
 
 /// The data plane of the back end that was asked for. What the other one had beside the rules retires.
@@ -206,11 +250,17 @@ fn send_to(sender: &Sender<Message>) -> impl Fn(Event) -> bool + Clone + Send + 
     move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
 }
 
-/// Removes our rules from the kernel.
+/// Removes our rules from the kernel, where no agent runs that would put them back.
 ///
 /// # Errors
-/// The kernel's refusal for one family; the other was tried all the same.
+/// That one runs. The kernel's refusal for one family; the other was tried all the same.
 pub fn cleanup(config: &Config) -> Result<(), RunError> {
+    // None begins meanwhile.
+    let _sole = match sole::claim() {
+        Ok(Claim::Agents(holder)) => return Err(RunError::AgentRuns(holder.to_string())),
+        Ok(Claim::Ours(sole)) => Some(sole),
+        Ok(Claim::Strangers(_)) | Err(_) => None,
+    };
     let mut dataplane = Nft::new(&config.skeleton)?;
     let results = Family::ALL.map(|family| dataplane.cleanup(family));
     results.into_iter().collect::<Result<Vec<()>, _>>()?;
@@ -270,16 +320,33 @@ fn runtime() -> Result<Runtime, RunError> {
         .map_err(RunError::Start)
 }
 
+/// The signals that end the agent.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    /// Listens to them. Must run on a tokio runtime.
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// The name of the next one that comes.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
 /// Sends the message to stop when the first signal to end comes.
-fn stop_on_signals(sender: Sender<Message>) -> std::io::Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        let name = tokio::select! {
-            _ = interrupt.recv() => "SIGINT",
-            _ = terminate.recv() => "SIGTERM",
-        };
-        // If nobody listens, the agent is stopping already.
-        let _ = sender.send(Message::Stop(name));
-    })
+async fn stop_on_signals(mut signals: Signals, sender: Sender<Message>) {
+    let name = signals.next().await;
+    // If nobody listens, the agent is stopping already.
+    let _ = sender.send(Message::Stop(name));
 }

@@ -36,6 +36,8 @@ pub struct Status {
     pub queued: PerFamily<Option<Uptime>>,
     /// When the rules were last known to be right.
     pub updated: PerFamily<Option<Uptime>>,
+    /// Families that the kernel lacks. They are neither in sync nor out of sync.
+    pub absent: PerFamily<bool>,
     /// Whether load balancers may use this node: it exists, is not being deleted and does not have the taint
     /// `ToBeDeletedByClusterAutoscaler` (KEP-3836).
     pub node_eligible: bool,
@@ -63,10 +65,9 @@ impl Status {
         self.updated.get(family).is_some() && !late
     }
 
-    /// Whether the rules of both families are in sync.
+    /// Whether the rules of all families that the kernel has are in sync.
     pub fn all_in_sync(&self, now: Uptime, timeout: Duration) -> bool {
-        Family::ALL
-            .into_iter()
+        self.families()
             .all(|family| self.is_in_sync(family, now, timeout))
     }
 
@@ -74,9 +75,15 @@ impl Status {
     /// One that was never written waits for the API server, and would wait again (so does kube-proxy's
     /// `ProxyHealthServer.Health`).
     pub fn is_live(&self, now: Uptime, timeout: Duration) -> bool {
-        Family::ALL.into_iter().all(|family| {
+        self.families().all(|family| {
             self.updated.get(family).is_none() || self.is_in_sync(family, now, timeout)
         })
+    }
+
+    /// The families that the kernel has.
+    fn families(&self) -> impl Iterator<Item = Family> {
+        let mut families = Family::ALL.into_iter();
+        std::iter::from_fn(move || families.find(|family| !self.absent.get(*family)))
     }
 
     /// Whether load balancers should send traffic to this node: in sync, and the node is not on its way out.
@@ -143,6 +150,26 @@ mod tests {
             status.synced(family, at(10));
         }
         status
+    }
+
+    #[test]
+    fn a_family_that_the_kernel_lacks_says_nothing_of_the_health() {
+        let mut status = Status {
+            absent: PerFamily {
+                v4: false,
+                v6: true,
+            },
+            node_eligible: true,
+            ..Status::default()
+        };
+        assert!(
+            !status.is_healthy(at(20), TIMEOUT),
+            "nothing was written yet"
+        );
+        status.synced(Family::V4, at(10));
+        assert!(status.is_healthy(at(20), TIMEOUT) && status.is_live(at(20), TIMEOUT));
+        status.queue(Family::V4, at(20));
+        assert!(!status.is_healthy(at(90), TIMEOUT) && !status.is_live(at(90), TIMEOUT));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The agent's metrics: counted here with plain atomics, so that no sync ever waits for a scrape.
 //!
 //! Names, labels and buckets are those of kube-proxy 1.36 (`pkg/proxy/metrics/metrics.go`), which dashboards use
-//! already; `sync_proxy_rules_foreign_changes_total` is proxyd's own. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
+//! already; `sync_proxy_rules_foreign_changes_total` and `other_proxy` are proxyd's own. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
 //! [`super::metrics_server`] serves that.
 
 mod exposition;
@@ -10,6 +10,7 @@ mod histogram;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use crate::host::other_proxy::{self, OtherProxy};
 use crate::model::{Family, PerFamily};
 
 pub use exposition::{Exposition, Format};
@@ -29,6 +30,8 @@ pub struct Metrics {
     no_local_endpoints: [PerFamily<AtomicU64>; 2],
     sync_failures: PerFamily<AtomicU64>,
     foreign_changes: PerFamily<AtomicU64>,
+    other_process: AtomicU64,
+    other_rules: [AtomicU64; other_proxy::Mode::ALL.len()],
     healthz: Answers,
     livez: Answers,
     conntrack: PerFamily<Histogram>,
@@ -79,6 +82,8 @@ impl Default for Metrics {
             no_local_endpoints: Default::default(),
             sync_failures: PerFamily::default(),
             foreign_changes: PerFamily::default(),
+            other_process: AtomicU64::default(),
+            other_rules: Default::default(),
             healthz: Answers::default(),
             livez: Answers::default(),
             conntrack: PerFamily::from_fn(sync),
@@ -127,6 +132,16 @@ impl Metrics {
     /// Someone else changed the rules of a family.
     pub fn changed_by_others(&self, family: Family) {
         add(self.foreign_changes.get(family), 1);
+    }
+
+    /// What there is of a kube-proxy beside.
+    pub fn other_proxy(&self, found: &OtherProxy) {
+        let process = u64::from(found.process.is_some());
+        self.other_process.store(process, Ordering::Relaxed);
+        for (gauge, mode) in self.other_rules.iter().zip(other_proxy::Mode::ALL) {
+            let is_there = u64::from(found.rules.contains(&mode));
+            gauge.store(is_there, Ordering::Relaxed);
+        }
     }
 
     /// How long it took until changes were in the kernel, each since its slice's

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::health::Health;
-use super::listen::{ListenError, listen};
+use super::listen::listen;
 use super::serve::{Listening, serve};
 use super::{LISTEN_AGAIN, NO_SNIFF};
 use crate::model::ObjectName;
@@ -96,6 +96,18 @@ impl ServiceHealthServers {
         if self.listening.contains_key(&place) {
             return;
         }
+        if let Some((owner, _)) = self
+            .listening
+            .keys()
+            .find(|other| is_same(other.1, place.1))
+        {
+            let reason = format!(
+                "proxyd itself has port {} already, for Service {owner}: two Services have one healthCheckNodePort; \
+                 give one of them another",
+                place.1.port()
+            );
+            return self.refuse(place, reason);
+        }
         match listen(place.1) {
             Ok(listener) => {
                 let (service, address) = &place;
@@ -110,12 +122,11 @@ impl ServiceHealthServers {
                 let server = serve(listener, Router::new().fallback(answer).with_state(asked));
                 self.listening.insert(place, Listening::start(server));
             }
-            Err(error) => self.refuse(place, &error),
+            Err(error) => self.refuse(place, error.to_string()),
         }
     }
 
-    fn refuse(&mut self, place: Place, error: &ListenError) {
-        let reason = error.to_string();
+    fn refuse(&mut self, place: Place, reason: String) {
         if self.refused.get(&place) == Some(&reason) {
             return;
         }
@@ -137,6 +148,12 @@ impl ServiceHealthServers {
         }
         self.refused.insert(place, reason);
     }
+}
+
+/// Whether who listens at one of the addresses keeps others from the other one.
+fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (is_any || one.ip() == other.ip())
 }
 
 /// Where health is to be told.

@@ -70,34 +70,90 @@ fn the_pauses_of_two_nodes_are_not_in_step() {
     assert_eq!(pause(1), pause(1));
 }
 
+/// Has others change the rules, and puts them right as soon as that is due; tells when that was.
+fn repair(machine: &mut Machine, kernel: &mut Recording, now: Uptime) -> Uptime {
+    machine.handle(meddled(), now);
+    let at = machine.due_at(Family::V4).unwrap().max(now);
+    machine.sync(Family::V4, kernel, &|| at).unwrap();
+    at
+}
+
 #[test]
-fn what_others_change_is_put_right_at_once_but_not_for_ever() {
+fn who_goes_on_changing_the_rules_is_fought_once_a_second_and_then_less_and_less_often() {
     let (mut machine, mut kernel, mut now) = settled();
-    let mut repair = |machine: &mut Machine, now: Uptime| {
-        machine.handle(meddled(), now);
-        let due = machine.due_at(Family::V4).unwrap();
-        let ended = due.max(now).after(Duration::from_millis(10));
-        let mut times = [due.max(now), ended].into_iter();
-        let times = std::cell::RefCell::new(&mut times);
-        machine
-            .sync(Family::V4, &mut kernel, &|| {
-                times.borrow_mut().next().unwrap()
-            })
-            .unwrap();
-        (due.max(now), ended)
-    };
     for _ in 0..PROMPT_REPAIRS {
-        let (at, ended) = repair(&mut machine, now);
-        assert_eq!(at, now);
-        now = ended;
+        assert_eq!(repair(&mut machine, &mut kernel, now), now);
     }
-    let (at, ended) = repair(&mut machine, now);
-    assert_eq!(at, now.after(Duration::from_millis(90)));
-    // Changes of the cluster do not wait for that.
-    machine.handle(change(1), ended);
-    assert!(machine.due_at(Family::V4).unwrap() <= ended);
-    // Nobody did anything for a while: the next one is a burst of its own.
-    let later = ended.after(BURST + Duration::from_secs(1));
-    assert_eq!(repair(&mut machine, later).0, later);
+    for pause in [1, 2, 4, 8, 16, 30, 30] {
+        let at = repair(&mut machine, &mut kernel, now);
+        assert_eq!(at, now.after(Duration::from_secs(pause)));
+        now = at;
+    }
+    // Nobody did anything for a while: the next change is one by itself.
+    let later = now.after(BURST + Duration::from_secs(1));
+    assert_eq!(repair(&mut machine, &mut kernel, later), later);
     assert_eq!(machine.repairs.v4.made, 1);
+}
+
+#[test]
+fn changes_of_the_cluster_wait_a_second_at_most_while_others_undo_the_rules() {
+    let (mut machine, mut kernel, mut now) = settled();
+    for _ in 0..PROMPT_REPAIRS + 5 {
+        now = repair(&mut machine, &mut kernel, now);
+    }
+    machine.handle(meddled(), now);
+    assert_eq!(
+        machine.due_at(Family::V4),
+        Some(now.after(Duration::from_secs(30)))
+    );
+    machine.handle(change(1), now);
+    assert_eq!(
+        machine.due_at(Family::V4),
+        Some(now.after(Duration::from_secs(1)))
+    );
+    // Nobody has touched the other family.
+    let (mut machine, _, now) = settled();
+    machine.handle(change(1), now);
+    assert!(machine.due_at(Family::V4).unwrap() <= now);
+}
+
+#[test]
+fn who_goes_on_changing_the_rules_is_named_once_a_minute() {
+    let (mut machine, mut kernel, start) = settled();
+    let mut now = start;
+    let mut named = Vec::new();
+    while start.until(now) < Duration::from_secs(300) {
+        now = repair(&mut machine, &mut kernel, now);
+        let at = machine.repairs.v4.named;
+        if named.last() != Some(&at) {
+            named.push(at);
+        }
+    }
+    let between = named.windows(2).map(|pair| pair[0].until(pair[1]));
+    let between: Vec<_> = between.map(|pause| pause.as_secs()).collect();
+    assert!(named.len() >= 4, "{named:?}");
+    assert!(
+        between.iter().all(|pause| (60..=90).contains(pause)),
+        "{between:?}"
+    );
+}
+
+#[test]
+fn a_family_that_the_kernel_lacks_is_never_due() {
+    let now = Uptime(Duration::from_secs(100));
+    let lacking = PerFamily {
+        v4: false,
+        v6: true,
+    };
+    let mut machine = Machine::new(engine().without(lacking), 1);
+    let mut kernel = Recording::default();
+    beginning().for_each(|event| machine.handle(event, now));
+    machine.handle(change(1), now);
+    assert_eq!(machine.due_at(Family::V6), None);
+    machine.sync(Family::V4, &mut kernel, &|| now).unwrap();
+    assert!(machine.is_settled());
+    let [(family, _)] = kernel.committed.as_slice() else {
+        panic!("one family: {:?}", kernel.committed);
+    };
+    assert_eq!(*family, Family::V4);
 }

@@ -12,6 +12,7 @@ use crate::http::listen::listen;
 use crate::http::serve::{Endpoint, serve};
 use crate::http::service_health::ServiceHealthServers;
 use crate::http::{Clock, metrics_server};
+use crate::model::PerFamily;
 use crate::source::reports;
 use crate::sync_loop::Publisher;
 
@@ -20,6 +21,7 @@ const MODE: &str = "nftables";
 
 /// Starts the servers of the live agent, whose `clock` shows how long it has been running, on the tokio runtime of the caller. `client`
 /// is that of the API server; without one, nothing becomes an Event, and a node may do without a Node object.
+/// `absent` are the families that the kernel lacks.
 ///
 /// # Errors
 /// That an address cannot be had, if that is to end the agent; else it is tried again.
@@ -27,8 +29,9 @@ pub(super) fn start(
     config: &Config,
     client: Option<Client>,
     clock: Clock,
+    absent: PerFamily<bool>,
 ) -> Result<Publisher, RunError> {
-    let publisher = Publisher::new(clock, client.is_none());
+    let publisher = Publisher::new(clock, client.is_none(), absent);
     let metrics = publisher.metrics();
     // kube-proxy's timeout: one period may be missed.
     let timeout = config.health.sync_period.saturating_mul(2);

@@ -35,12 +35,14 @@ pub(crate) struct Publisher {
 
 impl Publisher {
     /// Nothing has happened yet. `clock` gives the moments of the status; `eligible_without_node` says whether load
-    /// balancers may use a node that has no Node object, which only a cluster without an API server has.
-    pub(crate) fn new(clock: Clock, eligible_without_node: bool) -> Self {
+    /// balancers may use a node that has no Node object, which only a cluster without an API server has. `absent` are the families that the
+    /// kernel lacks.
+    pub(crate) fn new(clock: Clock, eligible_without_node: bool, absent: PerFamily<bool>) -> Self {
         let node_eligible = eligible_without_node;
         Self {
             status: watch::Sender::new(Status {
                 node_eligible,
+                absent,
                 ..Status::default()
             }),
             checks: watch::Sender::default(),

@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::histogram::Histogram;
 use super::{Answers, ChangeKind, Metrics, Moment, TrafficPolicy, read};
+use crate::host::other_proxy::Mode;
 use crate::http::family_name;
 use crate::model::{Family, PerFamily};
 
@@ -195,6 +196,17 @@ impl Metrics {
             "sync_proxy_rules_foreign_changes",
             "How often someone else changed the rules, which were then put right",
             by_family(&self.foreign_changes, read),
+        )?;
+        out.gauge(
+            "other_proxy_running",
+            "Whether a kube-proxy runs in the node's network beside proxyd, as far as proxyd sees its processes",
+            read(&self.other_process),
+        )?;
+        let modes = self.other_rules.iter().zip(Mode::ALL);
+        out.gauges(
+            "other_proxy_rules",
+            "Whether rules of a kube-proxy are in the kernel beside those of proxyd",
+            modes.map(|(gauge, mode)| ([("mode", mode.name())], read(gauge))),
         )?;
         out.counters(
             "proxy_healthz",

@@ -270,6 +270,26 @@ async fn pass(time: Duration) {
 }
 
 #[tokio::test]
+async fn of_two_services_with_one_port_the_other_is_told_which_has_it() {
+    let mut world = World::new();
+    let address = free_address();
+    world.set("first", address, 1);
+    world.serves("first", address).await;
+    world.set("second", address, 1);
+    let report = world.reports.recv().await.unwrap();
+    assert_eq!(report.service, name("second"));
+    let expected = format!(
+        "proxyd itself has port {} already, for Service default/first",
+        address.port()
+    );
+    assert!(report.note.contains(&expected), "{}", report.note);
+    // At another address too, where one of them is all.
+    world.checks.send_modify(|checks| checks.addresses.clear());
+    world.remove("first");
+    world.serves("second", address).await;
+}
+
+#[tokio::test]
 async fn servers_end_when_nobody_publishes_any_more() {
     let world = World::new();
     let address = free_address();

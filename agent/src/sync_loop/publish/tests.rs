@@ -18,7 +18,11 @@ struct Fixture {
 impl Fixture {
     fn new(eligible_without_node: bool) -> Self {
         Self {
-            publisher: Publisher::new(Clock::new(Instant::now()), eligible_without_node),
+            publisher: Publisher::new(
+                Clock::new(Instant::now()),
+                eligible_without_node,
+                PerFamily::default(),
+            ),
             engine: Engine::new(plan_config()),
             dataplane: Recording::default(),
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use expect_test::{Expect, expect};
 
 use super::*;
+use crate::host::other_proxy::OtherProxy;
 
 /// A scrape after something was counted.
 fn scrape(count: impl FnOnce(&Metrics)) -> String {
@@ -46,6 +47,8 @@ fn every_metric_has_kube_proxys_name_and_type() {
         sync_proxy_rules_no_local_endpoints_total gauge
         sync_proxy_rules_nftables_sync_failures counter
         sync_proxy_rules_foreign_changes counter
+        other_proxy_running gauge
+        other_proxy_rules gauge
         proxy_healthz counter
         proxy_livez counter
         conntrack_reconciler_sync_duration_seconds histogram
@@ -308,4 +311,26 @@ fn counts_are_kept_apart_by_label() {
             kubeproxy_proxy_healthz_total{code="503"} 1
         "#]],
     );
+}
+
+#[test]
+fn a_proxy_beside_is_shown_by_its_rules_and_its_process() {
+    let shown = |process, rules: &[Mode]| {
+        let found = OtherProxy {
+            process,
+            rules: rules.iter().copied().collect(),
+        };
+        let text = scrape(|metrics| metrics.other_proxy(&found));
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with("kubeproxy_other_proxy"));
+        lines.map(str::to_owned).collect::<Vec<_>>().join("\n")
+    };
+    expect![[r#"
+        kubeproxy_other_proxy_running 1
+        kubeproxy_other_proxy_rules{mode="iptables"} 1
+        kubeproxy_other_proxy_rules{mode="ipvs"} 1
+        kubeproxy_other_proxy_rules{mode="nftables"} 0"#]]
+    .assert_eq(&shown(Some(7), &[Mode::Iptables, Mode::Ipvs]));
+    assert!(!shown(None, &[]).contains(" 1"));
 }
