@@ -130,7 +130,11 @@ impl Balanced {
             connections: CONNECTIONS,
         };
         let peers = Peers::open(&places, &flows).unwrap();
-        peers.stale(&flows).unwrap().len()
+        let called = peers.called().unwrap();
+        let stale = called
+            .iter()
+            .filter(|(peer, called)| peer.is_stale(**called, &flows));
+        stale.count()
     }
 }
 

@@ -88,14 +88,9 @@ impl Meddled {
 
 #[test]
 fn whatever_others_change_is_put_right_while_traffic_goes_on() {
-    let meddled = Meddled::start();
-    let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
-    let asker = &meddled.asker.host;
-    let mut open: Vec<Conversation> = [V4, V6]
-        .iter()
-        .map(|ip| Conversation::open(&asker.netns, Protocol::Tcp, to(ip), PATIENCE).unwrap())
-        .collect();
-    for commands in [
+    // Ten in a row are put right at once; who goes on has to wait.
+    const AT_ONCE: usize = 7;
+    let changes = [
         "flush ruleset",
         "delete table ip proxyd",
         "delete table ip6 proxyd",
@@ -117,7 +112,20 @@ fn whatever_others_change_is_put_right_while_traffic_goes_on() {
         "add chain ip proxyd nat-prerouting { policy drop; }",
         "add set ip proxyd theirs { type ipv4_addr; }",
         "add table ip proxyd { flags dormant; }",
-    ] {
+    ];
+    changes.chunks(AT_ONCE).for_each(are_put_right);
+}
+
+/// Others make these changes while traffic goes on.
+fn are_put_right(changes: &[&str]) {
+    let meddled = Meddled::start();
+    let to = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 80);
+    let asker = &meddled.asker.host;
+    let mut open: Vec<Conversation> = [V4, V6]
+        .iter()
+        .map(|ip| Conversation::open(&asker.netns, Protocol::Tcp, to(ip), PATIENCE).unwrap())
+        .collect();
+    for commands in changes {
         meddled.change_and_wait(commands);
         for ip in [V4, V6] {
             wait_for_answers(asker, Protocol::Tcp, to(ip), &[&meddled.pod]);
