@@ -23,7 +23,7 @@ use aya::util::KernelVersion;
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use proxyd_ebpf_common as bpf;
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::super::DataplaneError;
 use super::devices::{self, Selection, Wanted};
@@ -157,10 +157,13 @@ impl Hooks {
                 self.leave(index);
             }
         }
+        if is_first {
+            info!("devices where packets are translated: {}", named(&wanted));
+        }
         let mut failed = Vec::new();
         for (index, wanted) in wanted {
             if let Err(error) = self.hold(index, &wanted)
-                && if_nametoindex(&*wanted.name).is_ok_and(|now| now == index)
+                && is_there(index, &wanted.name)
             {
                 failed.push(DataplaneError::bpf(
                     format!("device {}", wanted.name),
@@ -178,6 +181,10 @@ impl Hooks {
         match self.attached.get_mut(&index) {
             Some(there) if there.wanted == *wanted && is_whole(there) => return Ok(()),
             Some(there) if !is_whole(there) => {
+                if !is_there(index, &wanted.name) {
+                    // The kernel detached them: the device is being deleted.
+                    return Ok(());
+                }
                 is_again = true;
                 warn!(
                     "device {}: someone detached the programs or removed their pins; attaching them again",
@@ -190,7 +197,8 @@ impl Hooks {
                 return Ok(());
             }
             Some(_) => {}
-            None => info!("device {}: translating packets there", wanted.name),
+            // Pods come and go: lines about each would hide what matters to an operator.
+            None => debug!("device {}: translating packets there", wanted.name),
         }
         self.told.insert(index, wanted.told, 0)?;
         let links = self.attach(index, wanted, is_again).inspect_err(|_| {
@@ -236,7 +244,7 @@ impl Hooks {
         let Some(there) = self.attached.remove(&index) else {
             return;
         };
-        info!("device {}: gone, or not wanted any more", there.wanted.name);
+        debug!("device {}: gone, or not wanted any more", there.wanted.name);
         if there.links.is_none() {
             remove_filters(&there.wanted.name);
         }
@@ -275,6 +283,23 @@ impl Hooks {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a device still has its name and index. One that is being deleted loses its name before its programs.
+fn is_there(index: u32, name: &str) -> bool {
+    if_nametoindex(name).is_ok_and(|now| now == index)
+}
+
+/// The names of devices, for the log: the first ones, and how many more there are.
+fn named(devices: &BTreeMap<u32, Wanted>) -> String {
+    const MOST_NAMED: usize = 5;
+    let names = devices.values().map(|wanted| &*wanted.name);
+    let names = names.take(MOST_NAMED).collect::<Vec<_>>().join(", ");
+    match devices.len() {
+        0 => "none".to_owned(),
+        all if all > MOST_NAMED => format!("{names} and {} more", all - MOST_NAMED),
+        _ => names,
     }
 }
 
