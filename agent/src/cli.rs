@@ -13,6 +13,7 @@ use clap::{Args, Parser};
 use crate::dataplane::Backend;
 use crate::dataplane::ebpf::{self, maglev::TableSize};
 use crate::dry_run::Output;
+use crate::model::ObjectName;
 pub use ignored::Ignored;
 
 /// A Kubernetes service proxy: keeps the nftables rules of one node right, so that connections to Services
@@ -28,8 +29,8 @@ pub struct Cli {
     #[arg(long)]
     pub dry_run: bool,
 
-    /// How --dry-run prints. text: the rules, and with --backend ebpf what the BPF maps hold, as comments; json:
-    /// what the BPF maps hold, with --backend ebpf only
+    /// How --dry-run prints. text: the rules, and with --backend ebpf what the BPF maps hold, as comments; summary:
+    /// each Service's addresses and endpoints, without rules; json: what the BPF maps hold, with --backend ebpf only
     #[arg(
         short,
         long,
@@ -40,6 +41,10 @@ pub struct Cli {
         hide_possible_values = true
     )]
     pub output: Output,
+
+    /// The one Service that --dry-run is to print, such as kube-system/kube-dns; without a namespace one of `default`
+    #[arg(long, requires = "dry_run", value_name = "[NAMESPACE/]NAME", value_parser = service_name)]
+    pub service: Option<ObjectName>,
 
     /// Remove proxyd's rules, and nothing else, and exit
     #[arg(
@@ -105,9 +110,10 @@ pub struct SourceFlags {
     pub master: Option<String>,
 
     /// Take Services (with their ClusterIPs), EndpointSlices and Nodes from files instead of a cluster: YAML or
-    /// JSON as kubectl prints it. A directory stands for its *.yaml, *.yml and *.json files; - is standard
-    /// input. The agent reads them again when they change
-    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with_all = ["kubeconfig", "master"])]
+    /// JSON as kubectl prints it. A directory stands for its *.yaml, *.yml and *.json files, and not for those of
+    /// directories in it; - is standard input. Can be given more than once. The agent reads them again when they
+    /// change
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["kubeconfig", "master"])]
     pub manifests: Vec<PathBuf>,
 
     /// The name of this node, if its Node object is not named as the host is
@@ -301,6 +307,15 @@ pub struct ConntrackFlags {
     pub conntrack_udp_timeout_stream: Option<String>,
 }
 
+/// A Service's namespace and name, as `kubectl get service/NAME -n NAMESPACE` has them.
+fn service_name(text: &str) -> Result<ObjectName, String> {
+    let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+    if namespace.is_empty() || name.is_empty() || name.contains('/') {
+        return Err("write NAMESPACE/NAME".to_owned());
+    }
+    Ok(ObjectName::new(namespace, name))
+}
+
 /// A boolean as Go's flags take it: `--flag`, `--flag=true`, `--flag=F` and so on.
 fn boolean(text: &str) -> Result<bool, String> {
     match text {
@@ -340,6 +355,15 @@ mod tests {
             assert!(!help.contains(hidden), "{hidden}: {help}");
         }
         assert!(help.contains("--detect-local-mode <MODE>"), "{help}");
+    }
+
+    #[test]
+    fn a_service_is_named_with_its_namespace_or_is_in_the_default_one() {
+        assert_eq!(service_name("web"), Ok(ObjectName::new("default", "web")));
+        assert_eq!(service_name("shop/web"), Ok(ObjectName::new("shop", "web")));
+        for wrong in ["", "/web", "shop/", "services/shop/web"] {
+            assert!(service_name(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! The dry run: API objects → the complete rule set as commented text, or what the BPF maps hold as JSON.
+//! The dry run: API objects → the complete rule set as commented text, a summary, or what the BPF maps hold as JSON.
 //!
 //! Pure. Each Service's elements stand under its name; Services that have no rules on purpose are listed with
-//! what DNS answers for them. The same objects give the same bytes, in whatever order they came.
+//! what DNS answers for them. What is wrong with objects is told beside, once. The same objects give the same bytes, in
+//! whatever order they came.
 
 mod explain;
+mod summary;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -17,8 +19,10 @@ use crate::dataplane::ebpf::maglev::TableSize;
 use crate::dataplane::ebpf::{self, render::Maps};
 use crate::dataplane::nft::{Duty, Skeleton, SkeletonConfig, render};
 use crate::diff::{Held, diff};
-use crate::model::translate::Objects;
-use crate::model::{Complaint, Family, Frontend, ObjectName, Parsed, Scope, Service, Snapshot};
+use crate::model::translate::{Objects, strays};
+use crate::model::{
+    Complaint, Family, Frontend, ObjectName, Parsed, PerFamily, Scope, Service, Snapshot,
+};
 use crate::plan::{self, Member, PlanConfig, Tables};
 
 /// The settings and facts that the rules depend on beside the objects.
@@ -38,8 +42,10 @@ pub struct Settings<'a> {
     pub output: Output,
     /// The addresses of this machine.
     pub host_addresses: BTreeSet<IpAddr>,
-    /// What could not be read, for readers of the text.
-    pub unread: Vec<String>,
+    /// How many documents and objects could not be read at all.
+    pub unread: usize,
+    /// The one Service that is asked for; nothing: all of them.
+    pub only: Option<ObjectName>,
 }
 
 /// How the dry run is printed.
@@ -47,6 +53,8 @@ pub struct Settings<'a> {
 pub enum Output {
     /// The rules as text for `nft -f`, and behind them, as comments, what the BPF maps of --backend ebpf hold.
     Text,
+    /// Each Service's front ends and endpoints, without rules.
+    Summary,
     /// What the BPF maps of --backend ebpf hold, as one document.
     Json,
 }
@@ -56,24 +64,36 @@ pub enum Output {
 pub struct DryRun {
     /// What to print.
     pub text: String,
-    /// What is not served.
+    /// What is not served, and what probably was meant to be.
     pub notes: Vec<Note>,
+    /// Why there is nothing to print.
+    pub failure: Option<String>,
     /// Whether there was no Service at all, which is seldom what was meant.
     pub is_empty: bool,
 }
 
-/// Something of an object that is not served.
+/// Something of an object that is not served, or hardly as it was meant.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Note {
     kind: &'static str,
     name: ObjectName,
     complaint: Complaint,
+    /// Whether something was refused; else it is only a hint.
+    pub is_refusal: bool,
 }
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}: {}", self.kind, self.name, self.complaint)
     }
+}
+
+/// All that is printed from.
+struct View<'a> {
+    objects: &'a Objects,
+    snapshot: &'a Snapshot,
+    settings: &'a Settings<'a>,
+    tables: PerFamily<Tables>,
 }
 
 /// Plans everything and prints it.
@@ -87,56 +107,103 @@ pub fn dry_run(objects: &Objects, settings: &Settings<'_>) -> DryRun {
     snapshot.set_service_cidrs(sift("ServiceCIDR", service_cidrs, &mut notes));
     snapshot.set_node(objects.own_node(settings.node_name));
     snapshot.set_host_addresses(settings.host_addresses.clone());
+    notes.extend(strays::strays(objects).into_iter().map(|stray| Note {
+        kind: stray.kind,
+        name: stray.name,
+        complaint: stray.complaint,
+        is_refusal: false,
+    }));
     notes.sort();
 
+    let view = View {
+        objects,
+        snapshot: &snapshot,
+        settings,
+        tables: PerFamily::from_fn(|family| {
+            plan::tables(&snapshot, settings.plan, family, &Scope::All)
+        }),
+    };
+    let wanted = settings.only.as_ref();
+    let failure = wanted.and_then(|name| strays::missing_service(objects, name));
     DryRun {
         text: match settings.output {
-            Output::Text => as_text(objects, &snapshot, settings, &notes),
-            Output::Json => as_json(&snapshot, settings),
+            _ if failure.is_some() => String::new(),
+            Output::Text => as_text(&view),
+            Output::Summary => summary::summary(&view),
+            Output::Json => as_json(&view),
         },
         notes,
+        failure,
         is_empty: objects.services.is_empty(),
     }
 }
 
-fn as_text(
-    objects: &Objects,
-    snapshot: &Snapshot,
-    settings: &Settings<'_>,
-    notes: &[Note],
-) -> String {
+impl View<'_> {
+    /// The Services that have rules, of those that were asked for.
+    fn services(&self) -> impl Iterator<Item = &Service> {
+        let services = self.snapshot.services();
+        services.filter(|service| self.is_wanted(&service.name))
+    }
+
+    /// Whether a Service was asked for.
+    fn is_wanted(&self, service: &ObjectName) -> bool {
+        let only = self.settings.only.as_ref();
+        only.is_none_or(|only| only == service)
+    }
+
+    /// The front ends of a family that a Service claims, in order.
+    fn frontends_of(&self, service: &Service, family: Family) -> BTreeSet<Frontend> {
+        let rules = &self.tables.get(family).rules;
+        let claimed = service.frontends().map(|claimed| claimed.frontend);
+        claimed
+            .filter(|frontend| rules.contains_key(frontend))
+            .collect()
+    }
+
+    /// Whether a Service has a front end, which another one may claim too.
+    fn has(&self, service: &Service, frontend: Frontend) -> bool {
+        let owner = self.snapshot.claimants(frontend).next();
+        owner.is_none_or(|owner| *owner == service.name)
+    }
+}
+
+/// What the rules of a family hold.
+struct Rules<'a> {
+    family: Family,
+    skeleton: &'a Skeleton,
+    /// The part of all that is planned.
+    by_rules: &'a Tables,
+}
+
+fn as_text(view: &View<'_>) -> String {
+    let settings = view.settings;
     let mut text = String::new();
-    for line in explain::heading(objects, snapshot, settings) {
+    for line in explain::heading(view) {
         comment(&mut text, &line);
     }
-    for unread in &settings.unread {
-        comment(&mut text, &format!("Note: {unread}"));
-    }
-    for note in notes {
-        comment(&mut text, &format!("Note: {note}"));
-    }
     for family in Family::ALL {
-        let tables = plan::tables(snapshot, settings.plan, family, &Scope::All);
+        let tables = view.tables.get(family);
         let (duty, by_rules) = match settings.backend {
-            Backend::Nftables => (Duty::Balance, Cow::Borrowed(&tables)),
-            Backend::Ebpf => ebpf::rules_beside(&tables),
+            Backend::Nftables => (Duty::Balance, Cow::Borrowed(tables)),
+            Backend::Ebpf => ebpf::rules_beside(tables),
         };
         let skeleton = Skeleton::with(duty, family, settings.skeleton);
-        text += "\n";
-        text += &render::program(&skeleton, &diff(&Held::default(), &by_rules, &Scope::All));
-        node_elements(&mut text, &skeleton, &tables);
-        for service in snapshot.services() {
-            service_elements(
-                &mut text,
-                &skeleton,
-                snapshot,
-                [&tables, &by_rules],
-                service,
-            );
+        if settings.only.is_none() {
+            text += "\n";
+            text += &render::program(&skeleton, &diff(&Held::default(), &by_rules, &Scope::All));
+            node_elements(&mut text, &skeleton, tables);
+        }
+        let rules = Rules {
+            family,
+            skeleton: &skeleton,
+            by_rules: &by_rules,
+        };
+        for service in view.services() {
+            service_elements(&mut text, view, &rules, service);
         }
         if settings.backend == Backend::Ebpf {
             text.push('\n');
-            for line in maps(family, &tables, settings).lines() {
+            for line in maps(view, family).lines() {
                 comment(&mut text, &line);
             }
         }
@@ -145,28 +212,31 @@ fn as_text(
 }
 
 /// What the BPF maps hold, as JSON.
-fn as_json(snapshot: &Snapshot, settings: &Settings<'_>) -> String {
+fn as_json(view: &View<'_>) -> String {
     #[derive(Serialize)]
     struct Document<'a> {
         node: &'a str,
         families: [Maps; 2],
     }
     let document = Document {
-        node: settings.node_name,
-        families: Family::ALL.map(|family| {
-            let tables = plan::tables(snapshot, settings.plan, family, &Scope::All);
-            maps(family, &tables, settings)
-        }),
+        node: view.settings.node_name,
+        families: Family::ALL.map(|family| maps(view, family)),
     };
     let text = serde_json::to_string_pretty(&document);
     text.expect("all its keys are strings") + "\n"
 }
 
-/// What the BPF maps hold beside these tables.
-fn maps(family: Family, tables: &Tables, settings: &Settings<'_>) -> Maps {
+/// What the BPF maps hold of a family, of the Services that were asked for.
+fn maps(view: &View<'_>, family: Family) -> Maps {
+    let mut tables = Cow::Borrowed(view.tables.get(family));
+    if view.settings.only.is_some() {
+        let of_service = |service| view.frontends_of(service, family);
+        let frontends = view.services().flat_map(of_service).collect();
+        tables = Cow::Owned(tables.part(&frontends));
+    }
     let mut held = Held::default();
-    held.apply(&diff(&held, tables, &Scope::All));
-    Maps::of(family, &held, settings.table_size)
+    held.apply(&diff(&held, &tables, &Scope::All));
+    Maps::of(family, &held, view.settings.table_size)
 }
 
 fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> Vec<T> {
@@ -183,6 +253,7 @@ fn sift<T>(kind: &'static str, list: Vec<Parsed<T>>, notes: &mut Vec<Note>) -> V
                     kind,
                     name: name.clone(),
                     complaint,
+                    is_refusal: true,
                 }));
                 object
             },
@@ -211,43 +282,34 @@ fn node_elements(text: &mut String, skeleton: &Skeleton, tables: &Tables) {
 }
 
 /// The elements of one Service, under its name: of all that is planned, those that rules hold.
-fn service_elements(
-    text: &mut String,
-    skeleton: &Skeleton,
-    snapshot: &Snapshot,
-    [tables, by_rules]: [&Tables; 2],
-    service: &Service,
-) {
-    let claimed: BTreeSet<Frontend> = service
-        .frontends()
-        .map(|claimed| claimed.frontend)
-        .filter(|frontend| tables.rules.contains_key(frontend))
-        .collect();
+fn service_elements(text: &mut String, view: &View<'_>, rules: &Rules<'_>, service: &Service) {
+    let claimed = view.frontends_of(service, rules.family);
     if claimed.is_empty() {
         return;
     }
     text.push('\n');
     comment(text, &format!("{}, {}", service.name, service.kind));
-    let mut has = BTreeSet::new();
-    for frontend in claimed {
-        let outcome = match snapshot.claimants(frontend).next() {
-            Some(owner) if *owner != service.name => {
-                format!("not here, {owner} was first and has it")
-            }
-            _ => {
-                has.insert(frontend);
-                explain::outcome(snapshot, tables, frontend)
-            }
-        };
-        comment(text, &format!("  {frontend}: {outcome}"));
+    for frontend in &claimed {
+        let line = explain::front_end(view, service, *frontend);
+        comment(text, &format!("  {line}"));
     }
-    let delta = diff(&Held::default(), &by_rules.part(&has), &Scope::All);
-    text.push_str(&render::add_elements(skeleton, &delta));
+    let has = claimed
+        .into_iter()
+        .filter(|f| view.has(service, *f))
+        .collect();
+    let delta = diff(&Held::default(), &rules.by_rules.part(&has), &Scope::All);
+    text.push_str(&render::add_elements(rules.skeleton, &delta));
 }
 
-/// Writes one line of comment. Names and texts come from the input: what would end the line must not, for what
-/// follows would be a command.
+/// Writes one line of comment.
 fn comment(text: &mut String, line: &str) {
+    text.push_str(if line.is_empty() { "#" } else { "# " });
+    push_line(text, line);
+}
+
+/// Writes one line. Names and texts come from the input: what would end the line must not, for what follows a comment
+/// would be a command.
+fn push_line(text: &mut String, line: &str) {
     let harmless = line.chars().map(|c| {
         if c.is_control() {
             char::REPLACEMENT_CHARACTER
@@ -255,7 +317,6 @@ fn comment(text: &mut String, line: &str) {
             c
         }
     });
-    text.push_str(if line.is_empty() { "#" } else { "# " });
     text.extend(harmless);
     text.push('\n');
 }

@@ -5,23 +5,24 @@
 //! everything is planned and compared anew. So nothing that failed can be lost. What others change is put back to what
 //! was known, and then synced as ever.
 
+mod contested;
 mod node;
+mod outages;
+mod synced;
 mod without_local;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-
-use tracing::warn;
+use std::collections::BTreeSet;
 
 use crate::complaints::Complaints;
 use crate::dataplane::{Dataplane, DataplaneError, Restored};
 use crate::diff::{Held, diff};
 use crate::event::Event;
-use crate::model::{
-    Family, Frontend, Node, ObjectName, PerFamily, Protocol, Scope, Snapshot, Touched,
-};
+use crate::model::{Family, Frontend, Node, PerFamily, Protocol, Scope, Snapshot};
 use crate::plan::{self, Flows, PlanConfig};
 use crate::status::HealthChecks;
+use contested::Contested;
+use outages::Outages;
+pub use synced::{Changed, Synced};
 pub use without_local::WithoutLocal;
 
 /// The agent's state.
@@ -43,7 +44,10 @@ pub struct Engine {
     /// The front ends of syncs that failed: whether their changes were made is not known, so the next one that does not fail tells of
     /// their flows too.
     unconfirmed: PerFamily<Unconfirmed>,
-    contested: BTreeMap<Frontend, Vec<ObjectName>>,
+    /// How many documents of manifests could not be read.
+    unread: usize,
+    contested: Contested,
+    outages: Outages,
     awaited: Awaited,
     notes: node::NodeNotes,
     /// Part of what should be served is not known, so nothing that the kernel holds is changed or removed.
@@ -73,32 +77,6 @@ struct Unconfirmed {
     opened: BTreeSet<Frontend>,
 }
 
-/// What a sync of one family did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Synced {
-    /// Whether the kernel was read back and everything compared.
-    pub full: bool,
-    /// Whether everything was planned, not only what changes touched. So it is if `full`.
-    pub planned_all: bool,
-    /// How many keys changed, with what was put back where others changed it.
-    pub changes: usize,
-    /// The tracked flows that the change leaves in place; others of the same front ends are stale.
-    pub tracked: Flows,
-    /// The same of balanced sockets of TCP; nothing if those are left to end by themselves.
-    pub tcp: Flows,
-}
-
-impl fmt::Display for Synced {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let full = if self.full {
-            " after reading everything back"
-        } else {
-            ""
-        };
-        write!(f, "{} changes{full}", self.changes)
-    }
-}
-
 impl Engine {
     /// An engine that knows nothing yet.
     pub fn new(config: PlanConfig) -> Self {
@@ -113,7 +91,9 @@ impl Engine {
             slices: Complaints::about("EndpointSlice"),
             service_cidrs: Complaints::about("ServiceCIDR"),
             unconfirmed: PerFamily::default(),
-            contested: BTreeMap::new(),
+            unread: 0,
+            contested: Contested::default(),
+            outages: Outages::default(),
             awaited: Awaited {
                 services: true,
                 slices: true,
@@ -186,7 +166,9 @@ impl Engine {
                 service_cidrs,
                 node,
                 whole,
+                refused,
             } => {
+                self.unread = refused;
                 if whole && self.only_adds {
                     // What was left alone meanwhile has to be found.
                     self.held = PerFamily::default();
@@ -241,9 +223,43 @@ impl Engine {
         &self.snapshot
     }
 
-    /// How many objects have a field that is not served.
-    pub fn complaint_count(&self) -> usize {
-        self.services.count() + self.slices.count() + self.service_cidrs.count()
+    /// How many objects of each kind have a field that is not served, and how many documents could not be read.
+    pub fn refused(&self) -> [(&'static str, usize); 4] {
+        let of = |complaints: &Complaints| (complaints.kind(), complaints.count());
+        [
+            of(&self.services),
+            of(&self.slices),
+            of(&self.service_cidrs),
+            ("document", self.unread),
+        ]
+    }
+
+    /// How many Service ports have no endpoint that can serve them, as of the last sync of a family.
+    pub fn without_endpoints(&self, family: Family) -> usize {
+        self.outages.count(family)
+    }
+
+    /// Whether [`Engine::tell`] has something to log.
+    pub fn has_to_tell(&self) -> bool {
+        let complaints = [&self.services, &self.slices, &self.service_cidrs];
+        complaints.into_iter().any(Complaints::has_news)
+            || self.contested.has_news()
+            || self.outages.has_news()
+    }
+
+    /// Logs what is wrong with objects and which Service ports have no endpoints, as far as that changed since the last
+    /// call. How often objects change is up to others: so whoever calls sets the pace, and each call logs a bounded
+    /// number of lines.
+    pub fn tell(&mut self) {
+        for complaints in [
+            &mut self.services,
+            &mut self.slices,
+            &mut self.service_cidrs,
+        ] {
+            complaints.tell();
+        }
+        self.contested.tell(&self.snapshot);
+        self.outages.tell(&self.snapshot);
     }
 
     /// Whether a sync of a family has something to do.
@@ -286,9 +302,9 @@ impl Engine {
         }
         let touched = self.snapshot.take_touched(family);
         self.health_touched |= touched.everything;
-        self.report_contested(&touched);
         let unconfirmed = self.unconfirmed.get_mut(family);
         unconfirmed.changed.extend(&touched.frontends);
+        self.contested.update(&self.snapshot, &touched);
         let held = self.held.get_mut(family).take();
         let full = held.is_none();
         let restored = match &held {
@@ -323,13 +339,18 @@ impl Engine {
         *self.held.get_mut(family) = Some(held);
         let without_local = self.without_local.get_mut(family);
         without_local.update(&self.snapshot, &desired, &scope);
+        self.outages
+            .update(family, &self.snapshot, &desired, &scope);
         let put_back = restored.as_ref().map_or(0, |restored| restored.changes);
+        // Of a full sync that is not worth the time.
+        let changed = (!full).then(|| Changed::of(&self.snapshot, &delta, restored.as_ref()));
         let is_all = matches!(scope, Scope::All);
         let [tracked, tcp] = self.flows(family, is_all, restored);
         Ok(Synced {
             full,
             planned_all: is_all,
             changes: delta.len() + put_back,
+            changed: changed.unwrap_or_default(),
             tracked,
             tcp,
         })
@@ -373,24 +394,6 @@ impl Engine {
         let mut tracked = flows(Protocol::Udp);
         tracked.merge(opened);
         [tracked, tcp.unwrap_or_default()]
-    }
-
-    /// Logs, once, which Services do not get a front end because an older one has it.
-    fn report_contested(&mut self, touched: &Touched) {
-        for frontend in &touched.frontends {
-            let claimants: Vec<_> = self.snapshot.claimants(*frontend).cloned().collect();
-            if claimants.len() < 2 {
-                self.contested.remove(frontend);
-            } else if self.contested.get(frontend) != Some(&claimants) {
-                let losers: Vec<_> = claimants[1..].iter().map(ToString::to_string).collect();
-                warn!(
-                    "{frontend} is claimed by several Services; {} was first and has it; not served there: {}",
-                    claimants[0],
-                    losers.join(", ")
-                );
-                self.contested.insert(*frontend, claimants);
-            }
-        }
     }
 }
 

@@ -39,6 +39,8 @@ pub enum Event {
         node: Option<Node>,
         /// Whether this is all. While part of it could not be read since the start, nothing is known to be gone.
         whole: bool,
+        /// How many documents and objects could not be read at all.
+        refused: usize,
     },
     /// The own Node object as it is now, or that there is none.
     NodeChanged(Option<Node>),

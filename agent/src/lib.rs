@@ -20,6 +20,7 @@ pub mod run;
 pub mod source;
 pub mod status;
 mod sync_loop;
+mod telling;
 #[cfg(test)]
 mod testing;
 pub mod trace;

@@ -38,20 +38,24 @@ fn main() -> ExitCode {
 /// Prints the rules, and to standard error what is not served. A failure if any input was refused.
 fn dry_run(config: &Config, output: Output) -> Result<ExitCode, RunError> {
     let (dry_run, errors) = run::plan_once(config, output)?;
+    let level = |is_refusal| if is_refusal { "error" } else { "warning" };
     for error in &errors {
-        let level = if error.is_refusal() { "error" } else { "note" };
-        eprintln!("{level}: {error}");
+        eprintln!("{}: {error}", level(error.is_refusal()));
     }
     for note in &dry_run.notes {
-        eprintln!("error: {note}");
+        eprintln!("{}: {note}", level(note.is_refusal));
     }
-    if dry_run.is_empty {
-        eprintln!("note: there is no Service in the input; these rules serve none");
+    if let Some(failure) = &dry_run.failure {
+        eprintln!("error: {failure}");
+    } else if dry_run.is_empty {
+        eprintln!("warning: there is no Service in the input; these rules serve none");
     }
     std::io::stdout()
         .write_all(dry_run.text.as_bytes())
         .map_err(RunError::Output)?;
-    let refused = errors.iter().any(ManifestError::is_refusal) || !dry_run.notes.is_empty();
+    let refused = errors.iter().any(ManifestError::is_refusal)
+        || dry_run.notes.iter().any(|note| note.is_refusal)
+        || dry_run.failure.is_some();
     Ok(if refused {
         ExitCode::FAILURE
     } else {

@@ -280,14 +280,18 @@ pub fn plan_once(
     output: Output,
 ) -> Result<(DryRun, Vec<ManifestError>), RunError> {
     let runtime = runtime()?;
-    let (objects, errors) = match &config.source {
-        SourceConfig::Manifests(paths) => Manifests::at(paths)?.read(),
+    let (objects, errors, without_services) = match &config.source {
+        SourceConfig::Manifests(paths) => {
+            let reading = Manifests::at(paths)?.read();
+            let without_services = reading.without_services();
+            (reading.objects, reading.errors, without_services)
+        }
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let objects = runtime.block_on(async {
                 let client = kube::client(kubeconfig.as_deref(), master.as_ref()).await?;
                 kube::list_once(&client, &config.node_name).await
             })?;
-            (objects, Vec::new())
+            (objects, Vec::new(), None)
         }
     };
     // NodePorts can go by the Node object alone; whether this node may call what source ranges guard cannot.
@@ -307,9 +311,15 @@ pub fn plan_once(
         table_size: config.places.table_size,
         output,
         host_addresses,
-        unread: errors.iter().map(ToString::to_string).collect(),
+        unread: errors.iter().filter(|error| error.is_refusal()).count(),
+        only: config.only.clone(),
     };
-    Ok((dry_run(&objects, &settings), errors))
+    let mut planned = dry_run(&objects, &settings);
+    if without_services.is_some() {
+        planned.text.clear();
+        planned.failure = without_services;
+    }
+    Ok((planned, errors))
 }
 
 fn runtime() -> Result<Runtime, RunError> {

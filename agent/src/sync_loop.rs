@@ -5,7 +5,7 @@
 mod publish;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tracing::{debug, info};
 
@@ -18,7 +18,11 @@ use crate::host::reconciler::Reconciler;
 use crate::http::Clock;
 use crate::machine::Machine;
 use crate::model::Family;
+use crate::status::Uptime;
 pub(crate) use publish::Publisher;
+
+/// How long after lines about objects the next ones are logged. What changed and changed back meanwhile is none.
+const TELLING_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the loop takes.
 pub(crate) enum Message {
@@ -56,6 +60,8 @@ pub(crate) struct SyncLoop<'a> {
     was_in_sync: bool,
     /// A family was read back and compared as a whole, which takes memory.
     was_full: bool,
+    /// Before this, nothing about objects is logged.
+    quiet_until: Uptime,
 }
 
 impl Draining {
@@ -99,13 +105,22 @@ impl<'a> SyncLoop<'a> {
             clock,
             was_in_sync: false,
             was_full: false,
+            quiet_until: Uptime::default(),
         }
     }
 
     /// Runs until a message says to stop; returns why.
     pub(crate) fn run(mut self, messages: &Receiver<Message>) -> Ended {
+        let ended = self.run_on(messages);
+        self.machine.engine_mut().tell();
+        ended
+    }
+
+    fn run_on(&mut self, messages: &Receiver<Message>) -> Ended {
         loop {
-            let first = match self.machine.wake_at() {
+            let telling = self.machine.engine().has_to_tell().then_some(self.quiet_until);
+            let wake_at = self.machine.wake_at().into_iter().chain(telling).min();
+            let first = match wake_at {
                 None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(at) => messages.recv_timeout(self.clock.now().until(at)),
             };
@@ -141,6 +156,8 @@ impl<'a> SyncLoop<'a> {
                     self.sync(family, oldest);
                 }
             }
+            self.publisher.refused(&self.machine.engine().refused());
+            self.tell();
             if self.machine.is_settled() {
                 self.publisher.all_synced(self.machine.engine_mut());
                 self.report_first_sync();
@@ -174,19 +191,33 @@ impl<'a> SyncLoop<'a> {
         }
     }
 
+    /// Logs what is wrong with objects, not too often.
+    fn tell(&mut self) {
+        let now = self.clock.now();
+        let engine = self.machine.engine_mut();
+        if engine.has_to_tell() && now >= self.quiet_until {
+            engine.tell();
+            self.quiet_until = now.after(TELLING_PAUSE);
+        }
+    }
+
     fn report_first_sync(&mut self) {
         if std::mem::replace(&mut self.was_in_sync, true) {
             return;
         }
         let engine = self.machine.engine();
-        let notes = match engine.complaint_count() {
+        let refused: usize = engine.refused().iter().map(|(_, count)| count).sum();
+        let notes = match refused {
             0 => String::new(),
             count => format!("; objects with a part that is not served: {count}"),
         };
+        let services = match engine.snapshot().service_count() {
+            1 => "1 Service".to_owned(),
+            count => format!("{count} Services"),
+        };
         info!(
-            "in sync {} ms after the start: {} Services{notes}",
+            "in sync {} ms after the start: {services}{notes}",
             self.clock.now().0.as_millis(),
-            engine.snapshot().service_count(),
         );
     }
 }

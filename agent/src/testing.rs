@@ -269,6 +269,7 @@ pub(crate) fn any_event() -> impl Strategy<Value = Event> {
                 service_cidrs: Vec::new(),
                 node: None,
                 whole: true,
+                refused: 0,
             }),
         1 => (2..5_u8).prop_map(|n| {
             Event::HostAddressesChanged(BTreeSet::from([ip(&format!("192.168.0.{n}")), ip("fd00::2")]))

@@ -6,6 +6,7 @@ use std::os::unix::fs::symlink;
 
 use proxyd_tests::agent::{Agent, nft};
 use proxyd_tests::cluster::Cluster;
+use proxyd_tests::http::get;
 use proxyd_tests::objects::list;
 use proxyd_tests::traffic::{Protocol, ask};
 use proxyd_tests::wait::eventually;
@@ -134,7 +135,16 @@ fn a_restart_with_a_broken_manifest_takes_no_rule_away() {
             "a"
         );
     }
+    let is_bad = || {
+        let address = SocketAddr::new([127, 0, 0, 1].into(), 10_249);
+        let metrics = get(&world.node().netns, address, "/metrics").unwrap().body;
+        metrics.contains("kubeproxy_refused_objects{kind=\"document\"} 1")
+    };
+    assert!(is_bad());
     fs::write(file(&world, "objects.json"), list(&[])).unwrap();
+    let mended = "objects.json: nothing in it is refused any more";
+    world.agent.wait_for_log(mended, PATIENCE);
+    eventually("nothing is counted as refused", PATIENCE, || !is_bad());
     eventually("mended, it says that its Service is gone", PATIENCE, || {
         let services = nft(
             &world.node().netns,
@@ -150,13 +160,15 @@ fn other_files_beside_a_manifest_do_not_matter() {
     let cluster = Cluster::new();
     let a = cluster.node1.pod("a").serving(8080);
     let objects = |ip| http("web", ip, &[(&a, "node-1")]);
-    let world = World::start(cluster, &objects("10.96.0.1"), &World::DETECT_PODS);
+    let args = [&World::DETECT_PODS[..], &["-v", "4"]].concat();
+    let world = World::start(cluster, &objects("10.96.0.1"), &args);
     let other = world.manifests.path().join("agent.log");
     let reads = |world: &World| {
         let log = world.agent.log();
-        log.iter()
-            .filter(|line| line.contains("manifests changed"))
-            .count()
+        let is_reading = |line: &&String| {
+            line.contains("manifests changed") || line.contains("manifests were read again")
+        };
+        log.iter().filter(is_reading).count()
     };
     // A new name counts, since it may be a link to what is read; then what is written there does not.
     fs::write(&other, "begin").unwrap();
@@ -171,4 +183,53 @@ fn other_files_beside_a_manifest_do_not_matter() {
         nft(&world.node().netns, &list, "").contains("10.96.0.2 ")
     });
     assert_eq!(reads(&world), 2, "{:?}", world.agent.log());
+}
+
+#[test]
+fn what_changed_is_named_by_file_and_object() {
+    let cluster = Cluster::new();
+    let a = cluster.node1.pod("a").serving(8080);
+    let objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    world.write(&http("web", "10.96.0.2", &[(&a, "node-1")]));
+    let said = world.agent.wait_for_log("manifests changed", PATIENCE);
+    assert!(
+        said.ends_with("objects.json: Service default/web changed"),
+        "{said}"
+    );
+    world.write(&[]);
+    let said = world.agent.wait_for_log("is gone", PATIENCE);
+    assert!(
+        said.contains("EndpointSlice default/web-")
+            && said.ends_with("Service default/web is gone"),
+        "{said}"
+    );
+}
+
+/// Files seldom say when a Service was made: who has an address keeps it, whatever the names.
+#[test]
+fn a_newcomer_without_an_age_takes_no_address() {
+    let cluster = Cluster::new();
+    let asker = cluster.node1.pod("asker");
+    let a = cluster.node1.pod("a").serving(8080);
+    let b = cluster.node1.pod("b").serving(8080);
+    let old = http("m", "10.96.0.1", &[(&a, "node-1")]);
+    let new = http("a", "10.96.0.1", &[(&b, "node-1")]);
+    let world = World::start(cluster, &old, &World::DETECT_PODS);
+    let to = SocketAddr::new([10, 96, 0, 1].into(), 80);
+    world.write(&[&new[..], &old].concat());
+    world.agent.wait_for_log(
+        "10.96.0.1:80 tcp is claimed by several Services; default/m has it, since it was there first; \
+         not served there: default/a",
+        PATIENCE,
+    );
+    wait_for_answers(&asker.host, Protocol::Tcp, to, &[&a]);
+    // Reading them again changes nothing.
+    let third = http("z", "10.96.0.3", &[(&b, "node-1")]);
+    world.write(&[&third[..], &new, &old].concat());
+    let to_third = SocketAddr::new([10, 96, 0, 3].into(), 80);
+    wait_for_answers(&asker.host, Protocol::Tcp, to_third, &[&b]);
+    wait_for_answers(&asker.host, Protocol::Tcp, to, &[&a]);
+    world.write(&[&third[..], &new].concat());
+    wait_for_answers(&asker.host, Protocol::Tcp, to, &[&b]);
 }

@@ -164,7 +164,7 @@ fn a_burst_is_logged_once_with_its_author_and_counted() {
     assert_eq!(count("changed the rules of proxyd"), 1, "{log:#?}");
     assert_eq!(count("IPv4: nft (process "), 1, "{log:#?}");
     assert_eq!(
-        count("IPv4: put right what others changed: 1 changes"),
+        count("IPv4: put right what others changed: 1 change of 10.96.0.1:80 tcp (default/web)"),
         1,
         "{log:#?}"
     );

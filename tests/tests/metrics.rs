@@ -21,7 +21,7 @@ use proxyd_tests::world::PATIENCE;
 use serde_json::{Value, json};
 
 /// Every metric, and its type.
-const METRICS: [(&str, &str); 16] = [
+const METRICS: [(&str, &str); 18] = [
     ("sync_proxy_rules_duration_seconds", "histogram"),
     ("sync_full_proxy_rules_duration_seconds", "histogram"),
     ("sync_partial_proxy_rules_duration_seconds", "histogram"),
@@ -33,6 +33,8 @@ const METRICS: [(&str, &str); 16] = [
     ("sync_proxy_rules_endpoint_changes_total", "counter"),
     ("sync_proxy_rules_service_changes_total", "counter"),
     ("sync_proxy_rules_no_local_endpoints_total", "gauge"),
+    ("sync_proxy_rules_service_ports_without_endpoints", "gauge"),
+    ("refused_objects", "gauge"),
     ("sync_proxy_rules_nftables_sync_failures_total", "counter"),
     ("proxy_healthz_total", "counter"),
     ("proxy_livez_total", "counter"),
@@ -265,4 +267,73 @@ fn the_mode_and_the_configuration_are_told() {
     assert_eq!(answer.json()["kubeproxy.config.k8s.io"], expected);
     again.terminate();
     fixture.agent.terminate();
+}
+
+#[test]
+fn a_service_port_without_endpoints_and_a_refused_object_are_logged_and_counted_until_mended() {
+    let mut web = service("web", &[IpAddr::from([10, 96, 0, 1])], &[Port::HTTP]);
+    let here = endpoint_at("node-1");
+    let fixture = Fixture::start(&[web.clone(), here.clone()]);
+    let without = "sync_proxy_rules_service_ports_without_endpoints{ip_family=\"IPv4\"}";
+    let refused = "refused_objects{kind=\"Service\"}";
+    assert_eq!(fixture.value(without), 0.0);
+    assert_eq!(fixture.value(refused), 0.0);
+
+    let mut starting = here.clone();
+    starting["endpoints"][0]["conditions"] =
+        json!({ "ready": false, "serving": false, "terminating": false });
+    fixture.served.server.update(&starting);
+    fixture.wait_for(without, |count| count == 1.0);
+    let port = "Service default/web port 80 tcp";
+    let said = |why: &str| {
+        let line = format!("{port}: refused, no endpoint can serve it ({why})");
+        fixture.agent.wait_for_log(&line, PATIENCE)
+    };
+    assert!(said("its only endpoint is not ready").contains("WARN"));
+    fixture.served.server.update(&here);
+    fixture.wait_for(without, |count| count == 0.0);
+    let back = format!("{port}: has endpoints again");
+    fixture.agent.wait_for_log(&back, PATIENCE);
+    // What a sync did is told by front end.
+    fixture
+        .agent
+        .wait_for_log("changes of 10.96.0.1:80 tcp (default/web)", PATIENCE);
+    web["spec"]["ports"][0]["name"] = json!("web");
+    fixture.served.server.update(&web);
+    said("its EndpointSlices have \"http\" tcp, not \"web\" tcp");
+
+    web["spec"]["ports"][0]["name"] = json!("http");
+    web["spec"]["externalTrafficPolicy"] = json!("Nearby");
+    fixture.served.server.update(&web);
+    fixture.wait_for(refused, |count| count == 1.0);
+    let complaint = "Service default/web: spec.externalTrafficPolicy: \"Nearby\"";
+    fixture.agent.wait_for_log(complaint, PATIENCE);
+    web["spec"]["externalTrafficPolicy"] = json!("Cluster");
+    fixture.served.server.update(&web);
+    fixture.wait_for(refused, |count| count == 0.0);
+    let mended = "Service default/web: mended, all of it is served";
+    fixture.agent.wait_for_log(mended, PATIENCE);
+    fixture.agent.terminate();
+}
+
+/// Who writes objects decides how often they change, not how much is logged.
+#[test]
+fn outages_of_many_ports_are_a_bounded_number_of_lines() {
+    let fixture = Fixture::start(&[]);
+    for i in 1..=40 {
+        let ip = IpAddr::from([10, 96, 0, i]);
+        let web = service(&format!("web-{i}"), &[ip], &[Port::HTTP]);
+        fixture.served.server.create(&web);
+    }
+    let without = "sync_proxy_rules_service_ports_without_endpoints{ip_family=\"IPv4\"}";
+    fixture.wait_for(without, |count| count == 40.0);
+    fixture
+        .agent
+        .wait_for_log("more Service ports without an endpoint", PATIENCE);
+    let (_, log) = fixture.agent.terminate();
+    let lines = log
+        .iter()
+        .filter(|line| line.contains("no endpoint can serve it"));
+    // Five of the first news, and five of what came within the pause after them.
+    assert!((5..=15).contains(&lines.count()), "{log:#?}");
 }

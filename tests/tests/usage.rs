@@ -55,6 +55,105 @@ fn bad_input_is_told_and_costs_only_itself() {
     );
 }
 
+/// Faults that a new user makes: each is named once, with what was probably meant.
+#[test]
+fn a_dry_run_names_what_was_meant_otherwise() {
+    let netns = Netns::new().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name);
+    let slice = |name: &str, label: &str, service: &str| {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {{name: {name}, labels: {{{label}: {service}}}}}\n\
+             ports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.1.0.1]}}]\n"
+        )
+    };
+    let service = |kind: &str, name: &str, spec: &str| {
+        format!("---\napiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    };
+    let text = [
+        service(
+            "Service",
+            "api",
+            "clusterIP: 10.96.0.1, ports: [{port: 80}]",
+        ),
+        slice("api-1", "kubernetes.io/service-nam", "api"),
+        service("Service", "db", "clusterIP: 10.96.0.2, ports: [{port: 80}]"),
+        slice("db-1", "kubernetes.io/service-name", "bd"),
+        service(
+            "service",
+            "small",
+            "clusterIP: 10.96.0.3, ports: [{port: 80}]",
+        ),
+        service("Service", "head", "clusterIP: None"),
+        service("Service", "later", "ports: [{port: 80}]"),
+    ]
+    .concat();
+    fs::write(file("all.yaml"), text).unwrap();
+    fs::create_dir(file("more")).unwrap();
+    fs::write(file("more/web.yaml"), service("Service", "web", "")).unwrap();
+    // As a ConfigMap's files are kept: nobody means these by themselves.
+    fs::create_dir(file("..2026_11_28")).unwrap();
+    fs::write(file("..2026_11_28/web.yaml"), "").unwrap();
+    let path = directory.path().to_str().unwrap();
+    let args = ["--dry-run", "-o", "summary", "--hostname-override", "n"];
+    let output = run_once(&netns, &[&args[..], &["--manifests", path]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let said = text_without(&output, path);
+    assert_eq!(
+        said,
+        [
+            "error: all.yaml, document 5, service small: kind: \"service\" is not known; write Service",
+            "warning: more: a directory in a directory is not read; give it by a --manifests of its own",
+            "warning: EndpointSlice default/api-1: metadata.labels[kubernetes.io/service-name]: missing; \
+             the label \"kubernetes.io/service-nam\" is like it; the slice belongs to no Service",
+            "warning: EndpointSlice default/db-1: metadata.labels[kubernetes.io/service-name]: there is no \
+             Service default/bd; the nearest is default/db",
+        ]
+    );
+    let shown = String::from_utf8(output.stdout).unwrap();
+    let counts = "4 Services: 2 with rules, 1 headless or ExternalName, 1 without an address. \
+                  Not read: 1 document or object (standard error says why).";
+    assert!(shown.contains(counts), "{shown}");
+}
+
+/// The sorted lines of standard error, without the directory that they name.
+fn text_without(output: &Output, directory: &str) -> Vec<String> {
+    let text = text(output).replace(&format!("{directory}/"), "");
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    lines.sort_by_key(|line| (line.starts_with("warning"), line.contains("EndpointSlice")));
+    lines
+}
+
+#[test]
+fn where_nothing_usable_was_read_no_rules_are_printed() {
+    let netns = Netns::new().unwrap();
+    let args = ["--dry-run", "--hostname-override", "n", "--manifests", "-"];
+    let check = |stdin: &str, expected: Option<&str>| {
+        let output = netns.run(&binary(), &args, stdin).unwrap();
+        let said = text(&output);
+        let Some(expected) = expected else {
+            assert!(
+                output.status.success() && !output.stdout.is_empty(),
+                "{said}"
+            );
+            return;
+        };
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "");
+    };
+    let none = "error: no Service was read, so there are no rules: ";
+    let none = |why: &str| format!("{none}{why}");
+    check("", Some(&none("there is no document in it")));
+    check("a: [", Some(&none("documents or objects refused: 1")));
+    check(
+        "apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: v1\nkind: Pod\n",
+        Some(&none("objects of other kinds (Deployment, Pod): 2")),
+    );
+    check(&list(&[]), None);
+}
+
 #[test]
 fn maps_are_printed_as_json_and_bad_objects_told_beside() {
     let netns = Netns::new().unwrap();
@@ -163,7 +262,7 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
     check(
         &["--dry-run", "-o", "yaml"],
         2,
-        "[possible values: text, json]",
+        "[possible values: text, summary, json]",
     );
     check(
         &["--dry-run", "--manifests", "/nowhere/manifests"],
@@ -171,6 +270,21 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
         "--manifests /nowhere/manifests: cannot be read: No such file",
     );
     check(&["--manifests", "/nowhere/manifests"], 1, "cannot be read");
+    check(
+        &["--dry-run", "--manifests", EXAMPLES, "stray"],
+        2,
+        "unexpected argument 'stray'",
+    );
+    check(
+        &["--service", "web", "--manifests", EXAMPLES],
+        2,
+        "required arguments were not provided:\n  --dry-run",
+    );
+    check(
+        &["--dry-run", "--manifests", EXAMPLES, "--service", "whoamy"],
+        1,
+        "error: there is no Service default/whoamy; the nearest is default/whoami",
+    );
     check(
         &["--kubeconfig", "/nowhere/config"],
         1,

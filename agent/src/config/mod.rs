@@ -24,6 +24,7 @@ use crate::dataplane::nft::SkeletonConfig;
 use crate::dry_run::Output;
 use crate::host::sysctl::ConntrackConfig;
 use crate::http::{health, metrics_server};
+use crate::model::ObjectName;
 use crate::plan::PlanConfig;
 use check::Server;
 use file::File;
@@ -35,6 +36,8 @@ use raw::Raw;
 pub struct Config {
     /// What to do.
     pub mode: Mode,
+    /// The one Service that a dry run prints; nothing: all.
+    pub only: Option<ObjectName>,
     /// Where Services, EndpointSlices and the Node come from.
     pub source: SourceConfig,
     /// The name of this node.
@@ -130,6 +133,7 @@ impl Config {
         let file = cli.config.as_deref().filter(|path| !path.is_empty());
         let file = file.map(|path| File::read(path.as_ref())).transpose()?;
         let manifests = std::mem::take(&mut cli.source.manifests);
+        let only = cli.service.take();
         let without_effect = cli.ignored.given.iter();
         let mut notes: Vec<String> = without_effect
             .map(|flag| format!("--{flag} has no effect: proxyd has no use for it"))
@@ -167,6 +171,7 @@ impl Config {
         notes.extend(detection.note);
         Ok(Self {
             mode,
+            only,
             source: source(manifests, &raw)?,
             node_name: check::node_name(raw.hostname_override.as_ref())?,
             plan: PlanConfig {

@@ -4,38 +4,40 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::translate::Objects;
 use crate::model::translate::dns::{Unserved, Why, unserved};
-use crate::model::{Family, Frontend, Snapshot};
-use crate::plan::{Detector, Member, Policy, Rule, Tables};
+use crate::model::{Family, Frontend, ObjectName, Service};
+use crate::plan::{Detector, Member, Policy, Rule, lack};
 
-use super::Settings;
+use super::{Output, View};
+
+/// The most addresses that a line names.
+const MOST_ADDRESSES: usize = 5;
 
 /// What this is, what it depends on, and the Services that have no rules.
-pub(super) fn heading(
-    objects: &Objects,
-    snapshot: &Snapshot,
-    settings: &Settings<'_>,
-) -> Vec<String> {
-    let without = unserved(objects);
-    let with = snapshot
-        .services()
-        .filter(|service| service.frontends().next().is_some())
-        .count();
-    let mut lines = vec![
-        format!(
-            "The rules of node {}, as proxyd would load them. To load them: nft -f FILE",
-            settings.node_name
+pub(super) fn heading(view: &View<'_>) -> Vec<String> {
+    let settings = view.settings;
+    let node = settings.node_name;
+    let mut lines = vec![match (&settings.only, settings.output) {
+        (_, Output::Summary | Output::Json) => {
+            format!("What clients of Services reach, as node {node} serves them.")
+        }
+        (None, Output::Text) => format!(
+            "The rules of node {node}, as proxyd would load them. To load them: nft -f FILE"
         ),
-        format!(
-            "Services with rules: {with}; left to DNS or not ready: {}.",
-            without.len()
+        (Some(only), Output::Text) => format!(
+            "What the rules of node {node} hold of Service {only}. It is a part of them, and nothing to be loaded."
         ),
-    ];
-    if snapshot.node().is_none() && settings.plan.node_port_addresses.primary {
+    }];
+    let without = unserved(view.objects);
+    let services = view.snapshot.services();
+    let addressless = services.filter(|service| service.frontends().next().is_none());
+    let addressless: Vec<&Service> = addressless.collect();
+    if settings.only.is_none() {
+        lines.push(counts(view, &without, addressless.len()));
+    }
+    if view.snapshot.node().is_none() && settings.plan.node_port_addresses.primary {
         lines.push(format!(
-            "No Node object is named {}: NodePorts are at every address of this machine (--hostname-override).",
-            settings.node_name
+            "No Node object is named {node}: NodePorts are at every address of this machine (--hostname-override)."
         ));
     }
     let detectors = &settings.skeleton.detector;
@@ -49,15 +51,63 @@ pub(super) fn heading(
                 .to_owned(),
         );
     }
-    let empty = snapshot
-        .services()
-        .filter(|service| service.frontends().next().is_none());
-    lines.extend(empty.map(|service| format!("{}: has no address with a port", service.name)));
-    if !without.is_empty() {
+    let mut told: Vec<(ObjectName, Vec<String>)> = Vec::new();
+    told.extend(addressless.iter().map(|service| {
+        let line = format!("{}: has no address with a port", service.name);
+        (service.name.clone(), vec![line])
+    }));
+    told.extend(
+        without
+            .iter()
+            .map(|of| (of.name.clone(), without_rules(of))),
+    );
+    told.retain(|(name, _)| view.is_wanted(name));
+    told.sort();
+    if !told.is_empty() {
         lines.extend([String::new(), "Services without rules:".to_owned()]);
-        lines.extend(without.iter().flat_map(without_rules));
+        lines.extend(told.into_iter().flat_map(|(_, lines)| lines));
     }
     lines
+}
+
+/// How many Services there are, and what becomes of them.
+fn counts(view: &View<'_>, without: &[Unserved], addressless: usize) -> String {
+    let of = |is: fn(&Why) -> bool| without.iter().filter(|service| is(&service.why)).count();
+    let on_purpose = of(|why| matches!(why, Why::Headless(_) | Why::ExternalName(_)));
+    let others = of(|why| matches!(why, Why::OtherProxy(_)));
+    let unusable = of(|why| matches!(why, Why::NoAddressYet)) + addressless;
+    let all = view.objects.services.len();
+    let parts = [
+        (
+            all.saturating_sub(without.len() + addressless),
+            "with rules",
+        ),
+        (on_purpose, "headless or ExternalName"),
+        (others, "left to other proxies"),
+        (unusable, "without an address"),
+    ];
+    let parts = parts.into_iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    let mut text = count(all, "Service");
+    if !parts.is_empty() {
+        text += &format!(": {}", parts.join(", "));
+    }
+    text += ".";
+    if view.settings.unread > 0 {
+        let unread = count(view.settings.unread, "document or object");
+        text += &format!(" Not read: {unread} (standard error says why).");
+    }
+    text
+}
+
+/// A number of things: `1 Service`, `2 Services`. Of `document or object` both words take the plural.
+pub(super) fn count(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {}s", what.replace(" or ", "s or ")),
+    }
 }
 
 /// Why a Service has no rules, and what DNS answers for it.
@@ -90,25 +140,57 @@ fn without_rules(Unserved { name, why }: &Unserved) -> Vec<String> {
     }
 }
 
-/// What happens to connections to a front end.
-pub(super) fn outcome(snapshot: &Snapshot, tables: &Tables, frontend: Frontend) -> String {
-    let endpoints = |count: usize| match count {
-        1 => "1 endpoint".to_owned(),
-        count => format!("{count} endpoints"),
+/// A front end of a Service, with its addresses, and what happens to connections to it.
+pub(super) fn front_end(view: &View<'_>, service: &Service, frontend: Frontend) -> String {
+    let mut text = frontend.to_string();
+    if frontend.address().is_none() {
+        let addresses = node_port_addresses(view, frontend.family());
+        text += &format!(" at {addresses}");
+    }
+    let outcome = match view.snapshot.claimants(frontend).next() {
+        Some(owner) if *owner != service.name => {
+            let why = view.snapshot.precedence(frontend);
+            format!("not here, {owner} has it: {why}")
+        }
+        _ => outcome(view, frontend),
     };
+    format!("{text}: {outcome}")
+}
+
+/// Where NodePorts are.
+fn node_port_addresses(view: &View<'_>, family: Family) -> String {
+    let members = view.tables.get(family).members.iter();
+    let addresses = members.filter_map(|member| match member {
+        Member::NodePortAddress(address) => Some(address.to_string()),
+        _ => None,
+    });
+    let addresses: Vec<String> = addresses.collect();
+    match addresses.len() {
+        0 => format!("no {family} address of this node"),
+        all if all > MOST_ADDRESSES => {
+            let named = addresses[..MOST_ADDRESSES].join(", ");
+            format!("{named} and {} more", all - MOST_ADDRESSES)
+        }
+        _ => addresses.join(", "),
+    }
+}
+
+/// What happens to connections to a front end.
+fn outcome(view: &View<'_>, frontend: Frontend) -> String {
+    let tables = view.tables.get(frontend.family());
     let balance = match &tables.rules[&frontend] {
         Rule::Reject => {
-            let why = no_endpoint(snapshot, frontend);
+            let why = lack(view.snapshot, frontend);
             return format!("refused, no endpoint can serve it ({why})");
         }
         Rule::Drop => return "dropped, no endpoint is on this node (policy Local)".to_owned(),
         Rule::Balance(balance) => balance,
     };
-    let mut text = endpoints(balance.backends.len());
+    let mut text = count(balance.backends.len(), "endpoint");
     if balance.policy == Policy::ExternalLocal {
         text += &match balance.local.len() {
             0 => "; none for clients outside, since none is on this node (policy Local)".to_owned(),
-            count => format!("; {} for clients outside", endpoints(count)),
+            local => format!("; {} for clients outside", count(local, "endpoint")),
         };
     }
     if let Some(timeout) = balance.affinity {
@@ -131,53 +213,4 @@ pub(super) fn outcome(snapshot: &Snapshot, tables: &Tables, frontend: Frontend) 
         };
     }
     text
-}
-
-/// Why a front end has no endpoint.
-fn no_endpoint(snapshot: &Snapshot, frontend: Frontend) -> String {
-    let Some((service, claimed)) = snapshot.owner(frontend) else {
-        return "no Service".to_owned();
-    };
-    let port = claimed.port;
-    let of_family = |address| Family::of(address) == frontend.family();
-    let mut slices = 0;
-    let mut ports = Vec::new();
-    let mut endpoints = 0;
-    for slice in snapshot.slices_of(&service.name) {
-        slices += 1;
-        let joins = slice
-            .ports
-            .iter()
-            .any(|p| p.name == port.name && p.protocol == port.protocol);
-        if joins {
-            endpoints += slice
-                .endpoints
-                .iter()
-                .filter(|e| of_family(e.address))
-                .count();
-        }
-        ports.extend(
-            slice
-                .ports
-                .iter()
-                .map(|p| format!("{:?} {}", p.name, p.protocol)),
-        );
-    }
-    ports.sort();
-    ports.dedup();
-    let joined = format!("{:?} {}", port.name, port.protocol);
-    if slices == 0 {
-        "it has no EndpointSlice".to_owned()
-    } else if !ports.contains(&joined) {
-        let ports = if ports.is_empty() {
-            "no ports".to_owned()
-        } else {
-            ports.join(", ")
-        };
-        format!("its EndpointSlices have {ports}, not {joined}")
-    } else if endpoints == 0 {
-        format!("its EndpointSlices have no {} endpoint", frontend.family())
-    } else {
-        format!("of {endpoints} endpoints none is ready")
-    }
 }

@@ -1,6 +1,7 @@
 //! The dry run's text, as a person reads it.
 
 mod json;
+mod told;
 
 use expect_test::expect;
 use k8s_openapi::api::core::v1 as core;
@@ -9,8 +10,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::PerFamily;
-use crate::plan::Detector;
-use crate::plan::PodNetworks;
+use crate::plan::{Detector, PodNetworks};
 use crate::testing::plan_config;
 
 fn objects() -> Objects {
@@ -96,7 +96,8 @@ fn run_on(backend: Backend, output: Output, objects: &Objects) -> DryRun {
         table_size: TableSize::DEFAULT,
         output,
         host_addresses: BTreeSet::from(["192.168.0.2".parse().unwrap()]),
-        unread: Vec::new(),
+        unread: 0,
+        only: None,
     };
     dry_run(objects, &settings)
 }
@@ -107,7 +108,7 @@ fn every_service_stands_under_its_name() {
     let (head, rest) = text.split_once("\nadd table ip proxyd\n").unwrap();
     expect![[r#"
         # The rules of node node-1, as proxyd would load them. To load them: nft -f FILE
-        # Services with rules: 3; left to DNS or not ready: 3.
+        # 6 Services: 3 with rules, 2 headless or ExternalName, 1 without an address.
         # No Node object is named node-1: NodePorts are at every address of this machine (--hostname-override).
         #
         # Services without rules:
@@ -118,7 +119,6 @@ fn every_service_stands_under_its_name() {
         #     db-1.db.default.svc  10.1.0.4
         # default/docs: ExternalName; DNS answers with a CNAME to docs.example.com
         # default/later: has no ClusterIP; the API server allocates one, a file has to say one
-        # Note: Service default/web: spec.ports[1].port: 0 is not a port number (1 to 65535); this port is skipped
     "#]].assert_eq(head);
     let (elements, _) = rest.split_once("\nadd table ip6 proxyd\n").unwrap();
     let (_, elements) = elements.split_once("# This node's addresses, and").unwrap();
@@ -139,7 +139,7 @@ fn every_service_stands_under_its_name() {
 
         # default/web, NodePort
         #   10.96.0.1:80 tcp: 2 endpoints
-        #   IPv4 node port 30080 tcp: 2 endpoints
+        #   IPv4 node port 30080 tcp at 192.168.0.2: 2 endpoints
         add element ip proxyd services { 10.96.0.1 . tcp . 80 : goto cluster-2 }
         add element ip proxyd node-ports { tcp . 30080 : goto node-port-external-2 }
         add element ip proxyd endpoints {
@@ -153,7 +153,7 @@ fn every_service_stands_under_its_name() {
         add element ip proxyd cluster-ips { 10.96.0.1 }
 
         # default/web-2, ClusterIP
-        #   10.96.0.1:80 tcp: not here, default/web was first and has it
+        #   10.96.0.1:80 tcp: not here, default/web has it: neither says that it is older, and its name comes first
     "#]]
     .assert_eq(elements);
 }
@@ -400,7 +400,7 @@ fn a_front_end_without_endpoints_says_why() {
     let lines = text.lines().filter(|line| line.contains("refused"));
     expect![[r##"
         #   10.96.0.1:80 tcp: refused, no endpoint can serve it (it has no EndpointSlice)
-        #   10.96.0.4:80 tcp: refused, no endpoint can serve it (of 1 endpoints none is ready)
+        #   10.96.0.4:80 tcp: refused, no endpoint can serve it (its only endpoint is not ready)
         #   10.96.0.3:80 tcp: refused, no endpoint can serve it (its EndpointSlices have no IPv4 endpoint)
         #   10.96.0.2:80 tcp: refused, no endpoint can serve it (its EndpointSlices have "web" tcp, not "http" tcp)"##]].assert_eq(&lines.collect::<Vec<_>>().join("\n"));
 }

@@ -115,6 +115,7 @@ fn what_is_listed_together_is_committed_together() {
             service_cidrs: Vec::new(),
             node: None,
             whole: true,
+            refused: 0,
         });
         engine.handle(addresses.clone());
         sync(&mut engine, &mut dataplane);
@@ -152,6 +153,7 @@ fn while_input_is_missing_nothing_that_is_held_changes() {
             service_cidrs: Vec::new(),
             node: None,
             whole,
+            refused: 0,
         }
     };
     let c = service("c", &["10.96.0.3"]);

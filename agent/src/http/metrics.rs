@@ -1,13 +1,14 @@
 //! The agent's metrics: counted here with plain atomics, so that no sync ever waits for a scrape.
 //!
 //! Names, labels and buckets are those of kube-proxy 1.36 (`pkg/proxy/metrics/metrics.go`), which dashboards use
-//! already; `sync_proxy_rules_foreign_changes_total` and `other_proxy` are proxyd's own. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
+//! already; `sync_proxy_rules_foreign_changes_total`, `other_proxy`, `sync_proxy_rules_service_ports_without_endpoints` and `refused_objects` are proxyd's own. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
 //! [`super::metrics_server`] serves that.
 
 mod exposition;
 mod histogram;
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::host::other_proxy::{self, OtherProxy};
@@ -28,6 +29,8 @@ pub struct Metrics {
     service_changes: Changes,
     endpoint_changes: Changes,
     no_local_endpoints: [PerFamily<AtomicU64>; 2],
+    without_endpoints: PerFamily<AtomicU64>,
+    refused: Mutex<Vec<(&'static str, usize)>>,
     sync_failures: PerFamily<AtomicU64>,
     foreign_changes: PerFamily<AtomicU64>,
     other_process: AtomicU64,
@@ -80,6 +83,8 @@ impl Default for Metrics {
             service_changes: Changes::default(),
             endpoint_changes: Changes::default(),
             no_local_endpoints: Default::default(),
+            without_endpoints: PerFamily::default(),
+            refused: Mutex::default(),
             sync_failures: PerFamily::default(),
             foreign_changes: PerFamily::default(),
             other_process: AtomicU64::default(),
@@ -156,6 +161,20 @@ impl Metrics {
     pub fn no_local_endpoints(&self, policy: TrafficPolicy, family: Family, services: u64) {
         let gauge = self.no_local_endpoints[policy as usize].get(family);
         gauge.store(services, Ordering::Relaxed);
+    }
+
+    /// How many Service ports have no endpoint that can serve them: clients are refused.
+    pub fn without_endpoints(&self, family: Family, ports: u64) {
+        let gauge = self.without_endpoints.get(family);
+        gauge.store(ports, Ordering::Relaxed);
+    }
+
+    /// How many objects of each kind have a part that is not served.
+    pub fn refused(&self, refused: &[(&'static str, usize)]) {
+        let mut gauges = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if gauges.as_slice() != refused {
+            *gauges = refused.to_vec();
+        }
     }
 
     /// The connection tracking table was gone through for stale flows, and so many were deleted.

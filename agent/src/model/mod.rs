@@ -7,6 +7,7 @@ mod address;
 mod device;
 mod endpoint;
 mod name;
+mod nearest;
 mod node;
 mod parsed;
 mod service;
@@ -18,6 +19,7 @@ pub use address::{Family, PerFamily, Port, Protocol};
 pub use device::Device;
 pub use endpoint::{Endpoint, Hints, Place, Slice, SlicePort};
 pub use name::ObjectName;
+pub use nearest::nearest;
 pub use node::Node;
 pub use parsed::{Complaint, Parsed, Trigger};
 pub use service::{

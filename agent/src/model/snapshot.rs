@@ -241,6 +241,11 @@ impl Snapshot {
         self.services.len()
     }
 
+    /// The Service of this name, if it has rules.
+    pub fn service(&self, name: &ObjectName) -> Option<&Service> {
+        self.services.get(name)
+    }
+
     /// The Services that have rules, by name.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
@@ -271,6 +276,16 @@ impl Snapshot {
             .range(Claim::first_of(frontend)..)
             .take_while(move |claim| claim.frontend == frontend)
             .map(|claim| &claim.service)
+    }
+
+    /// Why the Service that has a front end has it, and not the next one that claims it.
+    pub fn precedence(&self, frontend: Frontend) -> &'static str {
+        let mut claims = self.claims.range(Claim::first_of(frontend)..);
+        match (claims.next(), claims.next()) {
+            (Some(has), Some(next)) if has.is_outer != next.is_outer => "it is its ClusterIP",
+            (Some(has), Some(next)) if has.created != next.created => "it was there first",
+            _ => "neither says that it is older, and its name comes first",
+        }
     }
 
     /// Whether an address is the ClusterIP of a Service.

@@ -6,6 +6,7 @@
 
 mod detector;
 mod health;
+mod lack;
 mod members;
 mod node_ports;
 mod select;
@@ -16,6 +17,7 @@ use ipnet::IpNet;
 
 pub use detector::Detector;
 pub use health::health_checks;
+pub use lack::{Lack, lack};
 pub use node_ports::NodePortAddresses;
 pub use stale_flows::{Flow, Flows, flows, opened};
 pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};

@@ -4,6 +4,9 @@
 //! something in a file is bad, objects that it held before and that are missing now stay in force: an editor
 //! may be in the middle of it.
 
+mod changes;
+mod incumbents;
+mod kinds;
 mod parse;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,18 +17,23 @@ use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, ModifyKind};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use parse::ManifestError;
 
 use crate::event::Event;
 use crate::model::translate::Objects;
+use changes::Changes;
+use incumbents::Incumbents;
 
 /// How long nothing may change before files are read: editors and tools take less between their steps.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// How long to wait for that at most.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The most errors of one reading that are logged; others are counted.
+const MOST_LOGGED: usize = 20;
 
 /// Files and directories that hold manifests, with what each file held when it was last read.
 #[derive(Debug)]
@@ -35,6 +43,59 @@ pub struct Manifests {
     directories: BTreeSet<PathBuf>,
     stdin: Option<String>,
     before: BTreeMap<PathBuf, Vec<parse::Found>>,
+    incumbents: Incumbents,
+}
+
+/// What a reading came to.
+#[derive(Debug)]
+pub struct Reading {
+    /// What is good.
+    pub objects: Objects,
+    /// What is wrong with the rest, and hints.
+    pub errors: Vec<ManifestError>,
+    /// How many documents there are that are not empty.
+    pub documents: usize,
+    /// How many objects there are of kinds that do not matter.
+    pub others: BTreeMap<String, usize>,
+    changes: Changes,
+}
+
+impl Reading {
+    /// How many documents and objects were refused.
+    pub fn refused(&self) -> usize {
+        let refusals = self.errors.iter().filter(|error| error.is_refusal());
+        refusals.count()
+    }
+
+    /// Why there is nothing to make rules of, if there is no Service and that cannot have been meant; a list that
+    /// says that there are none may be.
+    pub fn without_services(&self) -> Option<String> {
+        let refused = self.refused();
+        let others: usize = self.others.values().sum();
+        let unusable = self.objects.slices.len() + self.objects.endpoints.len();
+        if !self.objects.services.is_empty()
+            || (self.documents > 0 && refused + others + unusable == 0)
+        {
+            return None;
+        }
+        let mut why = Vec::new();
+        if refused > 0 {
+            why.push(format!("documents or objects refused: {refused}"));
+        }
+        if unusable > 0 {
+            why.push(format!("EndpointSlices and Endpoints: {unusable}"));
+        }
+        if others > 0 {
+            let kinds: Vec<&str> = self.others.keys().take(5).map(String::as_str).collect();
+            let kinds = kinds.join(", ");
+            why.push(format!("objects of other kinds ({kinds}): {others}"));
+        }
+        if why.is_empty() {
+            why.push("there is no document in it".to_owned());
+        }
+        let why = why.join("; ");
+        Some(format!("no Service was read, so there are no rules: {why}"))
+    }
 }
 
 impl Manifests {
@@ -58,26 +119,45 @@ impl Manifests {
             directories,
             stdin: None,
             before: BTreeMap::new(),
+            incumbents: Incumbents::default(),
         })
     }
 
-    /// Reads everything: what is good, and what is wrong with the rest.
-    pub fn read(&mut self) -> (Objects, Vec<ManifestError>) {
+    /// Reads everything.
+    pub fn read(&mut self) -> Reading {
         let mut errors = Vec::new();
         let mut files = BTreeMap::new();
+        let mut documents = 0;
+        let mut others: BTreeMap<String, usize> = BTreeMap::new();
         for file in self.files(&mut errors) {
-            let (mut found, mut failed) = self.read_file(&file);
-            let before = self.before.remove(&file).unwrap_or_default();
-            let is_bad = failed.iter().any(ManifestError::is_refusal);
-            if is_bad && parse::keep_missing(&mut found, before) {
-                failed.iter_mut().for_each(ManifestError::note_kept);
+            let mut contents = self.read_file(&file);
+            let is_bad = contents.errors.iter().any(ManifestError::is_refusal);
+            let before = self.before.get(&file).filter(|_| is_bad);
+            let before = before.cloned().unwrap_or_default();
+            if parse::keep_missing(&mut contents.found, before) {
+                contents
+                    .errors
+                    .iter_mut()
+                    .for_each(ManifestError::note_kept);
             }
-            errors.append(&mut failed);
-            files.insert(file, found);
+            documents += contents.documents;
+            for (kind, count) in contents.others {
+                *others.entry(kind).or_default() += count;
+            }
+            errors.append(&mut contents.errors);
+            files.insert(file, contents.found);
         }
-        let objects = parse::collect(&files, &mut errors);
+        let mut objects = parse::collect(&files, &mut errors);
+        self.incumbents.date(&mut objects.services);
+        let changes = Changes::between(&self.before, &files);
         self.before = files;
-        (objects, errors)
+        Reading {
+            objects,
+            errors,
+            documents,
+            others,
+            changes,
+        }
     }
 
     /// The files at the paths, in order, each once.
@@ -91,7 +171,14 @@ impl Manifests {
             match std::fs::read_dir(path) {
                 Ok(entries) => {
                     let entries = entries.filter_map(|entry| Some(entry.ok()?.path()));
-                    files.extend(entries.filter(|path| is_manifest(path) && path.is_file()));
+                    for entry in entries {
+                        if is_manifest(&entry) && entry.is_file() {
+                            files.insert(entry);
+                        } else if holds_manifests(&entry) {
+                            let hint = "a directory in a directory is not read; give it by a --manifests of its own";
+                            errors.push(ManifestError::hint(&entry, hint));
+                        }
+                    }
                 }
                 Err(error) => {
                     errors.push(ManifestError::unreadable(path, &error));
@@ -107,13 +194,17 @@ impl Manifests {
         files
     }
 
-    fn read_file(&mut self, file: &Path) -> (Vec<parse::Found>, Vec<ManifestError>) {
+    fn read_file(&mut self, file: &Path) -> parse::Contents {
+        let unreadable = |error: &std::io::Error| parse::Contents {
+            errors: vec![ManifestError::unreadable(file, error)],
+            ..parse::Contents::default()
+        };
         if parse::is_stdin(file) {
             // Standard input can be read only once.
             if self.stdin.is_none() {
                 let mut text = String::new();
                 if let Err(error) = std::io::stdin().read_to_string(&mut text) {
-                    return (Vec::new(), vec![ManifestError::unreadable(file, &error)]);
+                    return unreadable(&error);
                 }
                 self.stdin = Some(text);
             }
@@ -121,7 +212,7 @@ impl Manifests {
         }
         match std::fs::read_to_string(file) {
             Ok(text) => parse::file(file, &text),
-            Err(error) => (Vec::new(), vec![ManifestError::unreadable(file, &error)]),
+            Err(error) => unreadable(&error),
         }
     }
 
@@ -200,24 +291,30 @@ impl Watched {
     pub fn run(mut self, node_name: &str, send: impl Fn(Event) -> bool) {
         let mut reported = Vec::new();
         let mut whole = false;
+        let mut is_first = true;
         loop {
-            let (objects, errors) = self.manifests.read();
-            let news = errors.iter().filter(|error| !reported.contains(*error));
-            news.for_each(|error| warn!("{error}"));
+            let reading = self.manifests.read();
+            if !std::mem::take(&mut is_first) {
+                log_changes(&reading.changes);
+            }
+            log_errors(&reported, &reading.errors);
+            let refused = reading.refused();
             // Later, what breaks is remembered from before.
-            whole |= !errors.iter().any(ManifestError::is_refusal);
-            if !whole && errors != reported {
+            whole |= refused == 0;
+            if !whole && reading.errors != reported {
                 warn!(
                     "until all manifests can be read, rules are added, and none is changed or removed"
                 );
             }
-            reported = errors;
+            let objects = reading.objects;
+            reported = reading.errors;
             let taken = send(Event::AllListed {
                 services: objects.parsed_services(),
                 slices: objects.parsed_slices(node_name),
                 service_cidrs: objects.parsed_service_cidrs(),
                 node: objects.own_node(node_name),
                 whole,
+                refused,
             });
             if !taken || self.changes.recv().is_err() {
                 return;
@@ -225,7 +322,6 @@ impl Watched {
             self.wait_until_quiet();
             // A place that is missing now is told of when it is read, and watched when it is made anew.
             let _ = self.watch();
-            info!("manifests changed; reading all of them again");
         }
     }
 
@@ -235,6 +331,47 @@ impl Watched {
         let began = Instant::now();
         while began.elapsed() < LONGEST_WAIT && self.changes.recv_timeout(QUIET).is_ok() {}
     }
+}
+
+fn log_changes(changes: &Changes) {
+    if changes.is_empty() {
+        debug!("manifests were read again; no object changed");
+    } else {
+        info!("manifests changed: {changes}");
+    }
+}
+
+/// Logs what is wrong now and was not before, and which files are mended.
+fn log_errors(before: &[ManifestError], now: &[ManifestError]) {
+    let news: Vec<_> = now.iter().filter(|error| !before.contains(error)).collect();
+    news.iter()
+        .take(MOST_LOGGED)
+        .for_each(|error| warn!("{error}"));
+    if let more @ 1.. = news.len().saturating_sub(MOST_LOGGED) {
+        warn!(
+            "and {more} more errors in manifests; proxyd --dry-run --manifests tells all of them"
+        );
+    }
+    let bad = |errors: &[ManifestError]| -> BTreeSet<PathBuf> {
+        let refusals = errors.iter().filter(|error| error.is_refusal());
+        refusals.map(|error| error.file().to_owned()).collect()
+    };
+    for file in bad(before).difference(&bad(now)).take(MOST_LOGGED) {
+        info!("{}: nothing in it is refused any more", file.display());
+    }
+}
+
+/// Whether a path is a directory with manifests in it. Hidden ones are not meant to be read: so are those that a
+/// ConfigMap's files are links into.
+fn holds_manifests(path: &Path) -> bool {
+    let is_hidden = path
+        .file_name()
+        .is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    if is_hidden || !path.is_dir() {
+        return false;
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten();
+    entries.flatten().any(|entry| is_manifest(&entry.path()))
 }
 
 fn is_manifest(path: &Path) -> bool {

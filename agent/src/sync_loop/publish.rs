@@ -143,6 +143,8 @@ impl Publisher {
             self.metrics
                 .programmed(family, triggers.drain(..).map(latency));
         }
+        let without = engine.without_endpoints(family);
+        self.metrics.without_endpoints(family, without as u64);
         let counts = engine.without_local_endpoints(family);
         for (policy, ports) in [
             (TrafficPolicy::Internal, counts.internal),
@@ -151,6 +153,11 @@ impl Publisher {
             self.metrics
                 .no_local_endpoints(policy, family, ports as u64);
         }
+    }
+
+    /// So many objects of each kind have a part that is not served.
+    pub(super) fn refused(&self, refused: &[(&'static str, usize)]) {
+        self.metrics.refused(refused);
     }
 
     /// A sync of a family failed.

@@ -98,6 +98,7 @@ impl World {
                 service_cidrs,
                 node,
                 whole: _,
+                refused: _,
             } => {
                 self.handle(Event::ServicesListed(services));
                 self.handle(Event::SlicesListed(slices));

@@ -58,7 +58,8 @@ pub fn check(bytes: &[u8]) {
             table_size: TableSize::DEFAULT,
             output: proxyd::dry_run::Output::Text,
             host_addresses,
-            unread: Vec::new(),
+            unread: 0,
+            only: None,
         };
         check_dry_run(&typed, &json, &settings);
     }

@@ -65,7 +65,7 @@ fn of_two_services_with_one_node_port_or_address_the_older_has_it_until_it_goes(
         ("10.96.0.1:80 tcp", "twin"),
     ] {
         let said = format!(
-            "{frontend} is claimed by several Services; default/old was first and has it; not served there: default/{loser}"
+            "{frontend} is claimed by several Services; default/old has it, since it was there first; not served there: default/{loser}"
         );
         world.agent.wait_for_log(&said, PATIENCE);
     }

@@ -11,7 +11,8 @@ use super::{Problem, Tree};
 /// Lowest first. A module imports from its own layer and from lower ones.
 const LAYERS: &[&[&str]] = &[
     &["model"],
-    &["event", "complaints", "status"],
+    &["event", "status", "telling"],
+    &["complaints"],
     &["plan"],
     &["diff", "trace"],
     &[

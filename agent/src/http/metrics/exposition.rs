@@ -4,7 +4,7 @@
 //! the name of their series in the older one.
 
 use std::fmt::{self, Debug};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -186,6 +186,19 @@ impl Metrics {
             "sync_proxy_rules_no_local_endpoints_total",
             "Services with a Local traffic policy and no endpoint that it may use",
             series,
+        )?;
+        let without_endpoints = by_family(&self.without_endpoints, read);
+        out.gauges(
+            "sync_proxy_rules_service_ports_without_endpoints",
+            "Service ports that no endpoint can serve: clients are refused",
+            without_endpoints.into_iter(),
+        )?;
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = refused.clone().into_iter();
+        out.gauges(
+            "refused_objects",
+            "Objects of which a part, or all, is not served since it is wrong",
+            refused.map(|(kind, count)| ([("kind", kind)], count as u64)),
         )?;
         out.counters(
             "sync_proxy_rules_nftables_sync_failures",

@@ -74,7 +74,7 @@ fn why_unserved(service: &core::Service, slices: &[&discovery::EndpointSlice]) -
             Why::ExternalName(target.unwrap_or_default())
         } else if let Some(proxy) = label(&service.metadata, PROXY_NAME_LABEL) {
             Why::OtherProxy(proxy.to_owned())
-        } else if spec.is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None")) {
+        } else if spec.is_some_and(is_headless) {
             Why::Headless(host_records(slices))
         } else if spec.is_some_and(has_address) {
             return None;
@@ -82,6 +82,12 @@ fn why_unserved(service: &core::Service, slices: &[&discovery::EndpointSlice]) -
             Why::NoAddressYet
         },
     )
+}
+
+/// Whether a Service has no ClusterIP on purpose.
+fn is_headless(spec: &core::ServiceSpec) -> bool {
+    let listed = spec.cluster_ips.iter().flatten().next();
+    listed.or(spec.cluster_ip.as_ref()).map(String::as_str) == Some("None")
 }
 
 /// The records of the ready endpoints of slices, in order and each once.

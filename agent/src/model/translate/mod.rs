@@ -7,9 +7,11 @@ pub mod dns;
 mod endpoints;
 mod node;
 mod objects;
+pub mod pods;
 mod service;
 mod service_cidr;
 mod slice;
+pub mod strays;
 pub mod wire;
 
 use std::net::IpAddr;

@@ -11,9 +11,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::kinds;
 use crate::model::ObjectName;
-use crate::model::translate::Objects;
-use crate::model::translate::name_of;
+use crate::model::translate::{Objects, name_of};
 
 /// A document, or an object of one, that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,11 +47,24 @@ struct Place {
 #[derive(Debug, Clone)]
 pub(super) struct Found {
     place: Place,
-    object: Object,
+    pub(super) object: Object,
 }
 
-#[derive(Debug, Clone)]
-enum Object {
+/// What a text holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// The objects that matter.
+    pub(super) found: Vec<Found>,
+    /// What is wrong with the rest.
+    pub(super) errors: Vec<ManifestError>,
+    /// How many documents it has that are not empty.
+    pub(super) documents: usize,
+    /// How many objects there are of kinds that do not matter.
+    pub(super) others: BTreeMap<String, usize>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Object {
     Service(Box<core::Service>),
     Slice(Box<discovery::EndpointSlice>),
     Endpoints(Box<core::Endpoints>),
@@ -71,6 +84,19 @@ impl ManifestError {
             message,
             consequence: Consequence::Skipped,
         }
+    }
+
+    /// What is no error, but should be known.
+    pub(super) fn hint(file: &Path, message: impl Into<String>) -> Self {
+        Self {
+            consequence: Consequence::Taken,
+            ..Self::new(file, None, message.into())
+        }
+    }
+
+    /// The file that it is about.
+    pub(super) fn file(&self) -> &Path {
+        &self.file
     }
 
     /// Says that what the file held before stays in force.
@@ -126,10 +152,9 @@ fn shown(file: &Path) -> String {
     }
 }
 
-/// Parses a file's text: the objects that matter, and what is wrong with the rest.
-pub(super) fn file(file: &Path, text: &str) -> (Vec<Found>, Vec<ManifestError>) {
-    let mut found = Vec::new();
-    let mut errors = Vec::new();
+/// Parses a file's text.
+pub(super) fn file(file: &Path, text: &str) -> Contents {
+    let mut contents = Contents::default();
     for (index, value) in documents(text).enumerate() {
         let place = Place {
             document: index + 1,
@@ -137,12 +162,13 @@ pub(super) fn file(file: &Path, text: &str) -> (Vec<Found>, Vec<ManifestError>) 
             object: None,
         };
         match value {
-            Ok(Value::Null) => {}
-            Ok(value) => take_objects(file, place, value, &mut found, &mut errors),
-            Err(message) => errors.push(ManifestError::new(file, Some(place), message)),
+            Ok(Value::Null) => continue,
+            Ok(value) => contents.take(file, place, value),
+            Err(message) => contents.refuse(file, place, message),
         }
+        contents.documents += 1;
     }
-    (found, errors)
+    contents
 }
 
 /// The documents of a text. Separated as kubectl does it, so that a bad one does not cost those behind it; each
@@ -214,36 +240,73 @@ fn yaml(document: &str) -> Result<Value, String> {
         .map_err(|error| format!("not valid YAML: {error}"))
 }
 
-fn take_objects(
-    file: &Path,
-    place: Place,
-    value: Value,
-    found: &mut Vec<Found>,
-    errors: &mut Vec<ManifestError>,
-) {
-    let text = |key: &str| {
-        value
-            .get(key)
-            .and_then(Value::as_str)
-            .unwrap_or_default()
-            .to_owned()
-    };
-    let (api, kind) = (text("apiVersion"), text("kind"));
-    let place = Place {
-        object: described(&kind, &value),
-        ..place
-    };
-    if kind.is_empty() {
-        let message = "not a Kubernetes object: `kind` is missing".to_owned();
-        errors.push(ManifestError::new(file, Some(place), message));
-        return;
+impl Contents {
+    fn refuse(&mut self, file: &Path, place: Place, message: String) {
+        let error = ManifestError::new(file, Some(place), message);
+        self.errors.push(error);
     }
-    if kind.ends_with("List") && value.get("items").is_some() {
-        let Value::Object(mut list) = value else {
-            return;
+
+    /// Takes the objects that a value stands for.
+    fn take(&mut self, file: &Path, place: Place, value: Value) {
+        let text = |key: &str| {
+            let value = value.get(key).and_then(Value::as_str);
+            value.unwrap_or_default().to_owned()
         };
-        let Some(Value::Array(items)) = list.remove("items") else {
-            return;
+        let (api, kind) = (text("apiVersion"), text("kind"));
+        let place = Place {
+            object: described(&kind, &value),
+            ..place
+        };
+        if kind.is_empty() {
+            let message = "not a Kubernetes object: `kind` is missing".to_owned();
+            return self.refuse(file, place, message);
+        }
+        if kind.ends_with("List") && (kind == "List" || value.get("items").is_some()) {
+            return self.take_list(file, &place, &api, &kind, value);
+        }
+        let mut ignored = Vec::new();
+        let ignored_fields = &mut ignored;
+        let object = match (api.as_str(), kind.as_str()) {
+            ("v1", "Service") => typed(value, ignored_fields).map(Object::Service),
+            ("v1", "Endpoints") => typed(value, ignored_fields).map(Object::Endpoints),
+            ("v1", "Node") => typed(value, ignored_fields).map(Object::Node),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                typed(value, ignored_fields).map(Object::Slice)
+            }
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                typed(value, ignored_fields).map(Object::ServiceCidr)
+            }
+            _ => match kinds::misspelt(&api, &kind) {
+                Some(message) => Err(message),
+                None => {
+                    *self.others.entry(kind).or_default() += 1;
+                    return;
+                }
+            },
+        };
+        self.errors.extend(ignored.into_iter().map(|field| {
+            let message = format!("{field}: not a known field; it is ignored");
+            ManifestError {
+                place: Some(place.clone()),
+                ..ManifestError::hint(file, message)
+            }
+        }));
+        match object.and_then(Object::named) {
+            Ok(object) => self.found.push(Found { place, object }),
+            Err(message) => self.refuse(file, place, message),
+        }
+    }
+
+    /// Takes the items of a list.
+    fn take_list(&mut self, file: &Path, place: &Place, api: &str, kind: &str, mut list: Value) {
+        let items = match list.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) => items,
+            // So Go writes a list without any.
+            Some(Value::Null) => Vec::new(),
+            Some(_) | None => {
+                let message = "items: not a list of objects".to_owned();
+                return self.refuse(file, place.clone(), message);
+            }
         };
         for (index, mut item) in items.into_iter().enumerate() {
             // The API itself leaves out what the list's kind says already.
@@ -251,49 +314,15 @@ fn take_objects(
                 && !kind.is_empty()
             {
                 item.entry("kind").or_insert_with(|| kind.into());
-                item.entry("apiVersion")
-                    .or_insert_with(|| api.clone().into());
+                item.entry("apiVersion").or_insert_with(|| api.into());
             }
             let place = Place {
                 item: Some(index + 1),
                 object: None,
-                ..place
+                ..place.clone()
             };
-            take_objects(file, place, item, found, errors);
+            self.take(file, place, item);
         }
-        return;
-    }
-    let mut ignored = Vec::new();
-    let object = match (api.as_str(), kind.as_str()) {
-        ("v1", "Service") => typed(value, &mut ignored).map(Object::Service),
-        ("v1", "Endpoints") => typed(value, &mut ignored).map(Object::Endpoints),
-        ("v1", "Node") => typed(value, &mut ignored).map(Object::Node),
-        ("discovery.k8s.io/v1", "EndpointSlice") => typed(value, &mut ignored).map(Object::Slice),
-        ("networking.k8s.io/v1", "ServiceCIDR") => {
-            typed(value, &mut ignored).map(Object::ServiceCidr)
-        }
-        (_, "Service" | "Endpoints" | "Node") if !api.contains('/') => Err(format!(
-            "apiVersion: {api:?} is not known for a {kind}; write v1"
-        )),
-        (_, "EndpointSlice") if api.is_empty() || api.starts_with("discovery.k8s.io/") => {
-            Err(format!(
-                "apiVersion: {api:?} is not known for an EndpointSlice; write discovery.k8s.io/v1"
-            ))
-        }
-        // Not for a service proxy: other kinds, and those of other groups, such as Knative's Service.
-        _ => return,
-    };
-    errors.extend(ignored.into_iter().map(|field| ManifestError {
-        consequence: Consequence::Taken,
-        ..ManifestError::new(
-            file,
-            Some(place.clone()),
-            format!("{field}: not a known field; it is ignored"),
-        )
-    }));
-    match object.and_then(Object::named) {
-        Ok(object) => found.push(Found { place, object }),
-        Err(message) => errors.push(ManifestError::new(file, Some(place), message)),
     }
 }
 
@@ -350,7 +379,7 @@ impl Object {
         Ok(self)
     }
 
-    fn key(&self) -> (&'static str, ObjectName) {
+    pub(super) fn key(&self) -> (&'static str, ObjectName) {
         match self {
             Self::Service(object) => ("Service", name_of(&object.metadata)),
             Self::Slice(object) => ("EndpointSlice", name_of(&object.metadata)),

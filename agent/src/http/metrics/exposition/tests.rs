@@ -45,6 +45,8 @@ fn every_metric_has_kube_proxys_name_and_type() {
         sync_proxy_rules_service_changes_pending gauge
         sync_proxy_rules_service_changes counter
         sync_proxy_rules_no_local_endpoints_total gauge
+        sync_proxy_rules_service_ports_without_endpoints gauge
+        refused_objects gauge
         sync_proxy_rules_nftables_sync_failures counter
         sync_proxy_rules_foreign_changes counter
         other_proxy_running gauge

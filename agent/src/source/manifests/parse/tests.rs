@@ -6,7 +6,9 @@ use super::*;
 
 /// Parses a text; prints what was found and what was complained about.
 fn check(text: &str, expected: Expect) {
-    let (found, mut errors) = file(Path::new("x.yaml"), text);
+    let Contents {
+        found, mut errors, ..
+    } = file(Path::new("x.yaml"), text);
     let files = [(PathBuf::from("x.yaml"), found)].into();
     let objects = collect(&files, &mut errors);
     let mut lines: Vec<String> = Vec::new();
@@ -110,11 +112,13 @@ fn a_large_document_is_no_error() {
 
 #[test]
 fn what_goes_missing_while_a_file_is_bad_stays_in_force() {
-    let (before, _) = file(
-        Path::new("x.yaml"),
-        &format!("{SERVICE}---\n{}", SERVICE.replace("web", "api")),
-    );
-    let (mut now, errors) = file(Path::new("x.yaml"), &format!("{SERVICE}---\na: ["));
+    let both = format!("{SERVICE}---\n{}", SERVICE.replace("web", "api"));
+    let before = file(Path::new("x.yaml"), &both).found;
+    let Contents {
+        found: mut now,
+        errors,
+        ..
+    } = file(Path::new("x.yaml"), &format!("{SERVICE}---\na: ["));
     assert_eq!(errors.len(), 1);
     assert!(keep_missing(&mut now, before.clone()));
     let names: Vec<String> = now
@@ -165,4 +169,22 @@ fn a_misspelt_field_is_told() {
             error: x.yaml, document 1, Service a: spec.ports[0].protocl: not a known field; it is ignored
             error: x.yaml, document 1, Service a: spec.sesionAffinity: not a known field; it is ignored"#]],
     );
+}
+
+#[test]
+fn kinds_and_lists_that_were_meant_otherwise_are_not_passed_over() {
+    check(
+        "apiVersion: v1\nkind: service\nmetadata: {name: a}\n---\napiVersion: v1\nkind: List\nitem: []\n\
+         ---\napiVersion: v1\nkind: EndpointSlice\nmetadata: {name: b}\n---\napiVersion: v1\nkind: List\nitems: null\n",
+        expect![[r#"
+            error: x.yaml, document 1, service a: kind: "service" is not known; write Service
+            error: x.yaml, document 2: items: not a list of objects
+            error: x.yaml, document 3, EndpointSlice b: apiVersion: "v1" is not known for an EndpointSlice; write discovery.k8s.io/v1"#]],
+    );
+    let contents = file(
+        Path::new("x.yaml"),
+        "apiVersion: v1\nkind: Pod\n---\napiVersion: v1\nkind: Pod\n---\n---\n",
+    );
+    assert_eq!(contents.others, [("Pod".to_owned(), 2)].into());
+    assert_eq!((contents.documents, contents.errors.len()), (2, 0));
 }
