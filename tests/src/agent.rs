@@ -169,7 +169,8 @@ pub fn nft(netns: &Netns, args: &[&str], stdin: &str) -> String {
     let output = netns.run("nft", args, stdin).expect("nft is installed");
     assert!(
         output.status.success(),
-        "nft {args:?}: {}\n{stdin}",
+        "nft {args:?} ended with {}: {}\n{stdin}",
+        output.status,
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8(output.stdout).expect("nft prints UTF-8")

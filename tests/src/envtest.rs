@@ -169,7 +169,8 @@ fn generate_rsa_key(path: &Path) {
     let output = output.expect("openssl, to make the key that signs service account tokens");
     assert!(
         output.status.success(),
-        "openssl genrsa: {}",
+        "openssl genrsa ended with {}: {}",
+        output.status,
         String::from_utf8_lossy(&output.stderr)
     );
 }

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod envtest;
 pub mod flows;
 pub mod generation;
+pub mod held;
 pub mod http;
 pub mod inject;
 pub mod live;

@@ -28,7 +28,8 @@ pub(super) fn measure(cluster: Workload, binary: &Path) -> Result<DryRun> {
     let dry_run = started.elapsed();
     ensure!(
         output.status.success(),
-        "{}",
+        "the dry run ended with {}: {}",
+        output.status,
         String::from_utf8_lossy(&output.stderr)
     );
     let rules = std::str::from_utf8(&output.stdout)?;
@@ -37,7 +38,8 @@ pub(super) fn measure(cluster: Workload, binary: &Path) -> Result<DryRun> {
     let nft_check = started.elapsed();
     ensure!(
         check.status.success(),
-        "nft -c: {}",
+        "nft -c ended with {}: {}",
+        check.status,
         String::from_utf8_lossy(&check.stderr)
     );
     Ok(DryRun {

@@ -274,7 +274,8 @@ fn repair(node: &Netns, cluster: &Cluster, kernel: &Kernel) -> Result<Repair> {
             Ok(is_repaired && kernel.serves(first)? && kernel.serves(last)?)
         })?;
         let time = changed.elapsed();
-        ensure!(nft.wait()?.success(), "nft {commands:?}");
+        let status = nft.wait()?;
+        ensure!(status.success(), "nft {commands:?} ended with {status}");
         Ok(millis(time))
     };
     let element = format!("{{ {first} . tcp . 80 }}");

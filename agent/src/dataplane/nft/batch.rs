@@ -8,8 +8,9 @@ use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 
 use super::decode::{NETFILTER_HEADER_LENGTH, child, text};
-use super::elements::{Elements, elements};
+use super::elements::{Elements, chains, elements};
 use super::encode;
+use super::skeleton::Skeleton;
 use crate::diff::Delta;
 use crate::model::Family;
 
@@ -98,6 +99,13 @@ fn subject_of(kind: u8, attributes: &[u8]) -> Option<String> {
     };
     let name = String::from_utf8_lossy(text(child(attributes, name)?));
     Some(format!("{what} {name}"))
+}
+
+/// The transaction that makes a table with what a delta adds, for `tests/tests/tables.rs`.
+pub fn made(skeleton: &Skeleton, delta: &Delta) -> Vec<u8> {
+    let table = skeleton.messages(&chains(delta, skeleton.detector()));
+    let messages = replacement(table, &elements(delta));
+    transaction(skeleton.family(), messages, 0).0
 }
 
 /// The transaction that commits a delta's elements, for `agent/benches/pure/`.

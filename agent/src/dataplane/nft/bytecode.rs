@@ -3,7 +3,7 @@
 //! Pure. Each statement has the registers for itself, as nft has it too, so what it becomes does not depend on its
 //! neighbours. One thing is otherwise on purpose: nft 1.0.6 turns the bytes of `meta l4proto` around where that is part of a
 //! key of an interval set (`byteorder`), which does nothing to one byte and which some kernels refuse (Linux 6.12.117). The
-//! test `the_agent_and_the_dry_run_load_the_same_table` holds the rest against what nft makes of the text.
+//! test `the_agents_messages_and_the_dry_runs_text_make_the_same_table` holds the rest against what nft makes of the text.
 
 use netlink_packet_netfilter::nftables::{Expressions, Verdict};
 

@@ -102,7 +102,9 @@ pub(super) fn all() -> Vec<Definition> {
         affinity,
         set(Set::Guarded, &service)
             .for_readers("Load-balancer addresses that only some sources may call."),
-        networks(Set::AllowedSources, &with(&service, Value::Source)),
+        networks(Set::AllowedSources, &with(&service, Value::Source)).for_readers(
+            "Who may call those. (Of the rule that asks this, nft 1.0.6 makes what Linux 6.12 refuses; newer ones do not.)",
+        ),
         set(Set::ClusterIps, &[Value::Destination]).for_readers(
             "The addresses of Services, and the networks that they are allocated from.",
         ),
