@@ -4,6 +4,7 @@
 //! [`crate::config`] checks both alike. So a flag that was not given is `None`, and defaults stand there.
 
 mod ignored;
+mod told;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use crate::dataplane::ebpf::{self, maglev::TableSize};
 use crate::dry_run::Output;
 use crate::model::ObjectName;
 pub use ignored::Ignored;
+pub use told::flags;
 
 /// A Kubernetes service proxy: keeps the nftables rules of one node right, so that connections to Services
 /// reach their endpoints.
@@ -252,6 +254,18 @@ pub struct HealthFlags {
     )]
     pub bind_address_hard_fail: Option<bool>,
 
+    /// Let whoever reaches --metrics-bind-address change how much is logged: PUT /debug/flags/v with a level
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_possible_values = true,
+        value_parser = boolean,
+        value_name = "BOOL"
+    )]
+    pub profiling: Option<bool>,
+
     /// The port of --healthz-bind-address where that names none; 0: not served (kube-proxy's old way)
     #[arg(long, value_name = "PORT", hide = true)]
     pub healthz_port: Option<i64>,
@@ -351,7 +365,7 @@ mod tests {
             places.iter().all(Option::is_some) && places.is_sorted(),
             "{help}"
         );
-        for hidden in ["oom-score-adj", "--profiling", "--healthz-port"] {
+        for hidden in ["oom-score-adj", "--ipvs-scheduler", "--healthz-port"] {
             assert!(!help.contains(hidden), "{hidden}: {help}");
         }
         assert!(help.contains("--detect-local-mode <MODE>"), "{help}");

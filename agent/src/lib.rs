@@ -13,6 +13,7 @@ pub mod engine;
 pub mod event;
 pub mod host;
 pub mod http;
+pub mod logging;
 pub mod machine;
 pub mod model;
 pub mod plan;
@@ -24,3 +25,4 @@ mod telling;
 #[cfg(test)]
 mod testing;
 pub mod trace;
+pub mod version;

@@ -1,15 +1,15 @@
 //! The program `proxyd`: flags in, exit status out. 0 is success, 1 a failure, 2 wrong usage.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use proxyd::cli::Cli;
-use proxyd::config::{Config, Mode};
+use proxyd::config::{Config, LogFormat, Mode};
 use proxyd::dry_run::Output;
+use proxyd::logging::{self, Lines};
 use proxyd::run::{self, RunError};
 use proxyd::source::manifests::ManifestError;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -20,17 +20,25 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    start_logging(config.logging.verbosity);
+    let lines = match config.logging.format {
+        LogFormat::Text => Lines::Text,
+        LogFormat::Json => Lines::Json,
+    };
+    let verbosity = logging::start(lines, config.logging.verbosity);
     for note in &config.notes {
         tracing::warn!("{note}");
     }
     let result = match config.mode {
-        Mode::Agent => run::agent(&config).map(|()| ExitCode::SUCCESS),
+        Mode::Agent => run::agent(&config, &verbosity).map(|()| ExitCode::SUCCESS),
         Mode::Cleanup => run::cleanup(&config).map(|()| ExitCode::SUCCESS),
         Mode::DryRun(output) => dry_run(&config, output),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        match lines {
+            Lines::Text => eprintln!("error: {error}"),
+            // Whoever reads the log takes every line for an object.
+            Lines::Json => tracing::error!("{error}"),
+        }
         ExitCode::FAILURE
     })
 }
@@ -61,27 +69,4 @@ fn dry_run(config: &Config, output: Output) -> Result<ExitCode, RunError> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-/// Logs to standard error, as much as kube-proxy's levels of `-v` would.
-fn start_logging(verbosity: u8) {
-    let level = match verbosity {
-        0 => LevelFilter::WARN,
-        1..=3 => LevelFilter::INFO,
-        4..=5 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    // What kube's crates log as an error comes back as one too, and is told with what to do about it.
-    let others = if verbosity < 6 {
-        "warn,kube_client=off,kube_runtime=off"
-    } else {
-        "debug"
-    };
-    let filter = EnvFilter::builder().parse_lossy(format!("{others},proxyd={level}"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
 }

@@ -26,11 +26,13 @@ use crate::host::sole::{self, Claim};
 use crate::host::{families, other_proxy, sysctl};
 use crate::http::Clock;
 use crate::http::listen::ListenError;
+use crate::http::metrics::{Metrics, Requests};
+use crate::logging::Verbosity;
 use crate::machine::Machine;
 use crate::model::{Family, PerFamily};
 use crate::source::kube::{self, KubeError, Patience};
 use crate::source::manifests::{ManifestError, Manifests, Watched};
-use crate::sync_loop::{Draining, Ended, Message, SyncLoop};
+use crate::sync_loop::{Draining, Ended, Message, Publisher, SyncLoop};
 
 /// Why proxyd ends with a failure.
 #[derive(Debug, thiserror::Error)]
@@ -76,11 +78,11 @@ pub enum RunError {
     },
 }
 
-/// Keeps the rules right until a signal ends it; they stay in place then.
+/// Keeps the rules right until a signal ends it; they stay in place then. `verbosity` is that of the log.
 ///
 /// # Errors
 /// What makes it impossible to begin. Later failures are logged and tried again.
-pub fn agent(config: &Config) -> Result<(), RunError> {
+pub fn agent(config: &Config, verbosity: &Verbosity) -> Result<(), RunError> {
     let started = Instant::now();
     if config.backend == Backend::Ebpf {
         // Before anything is changed: what the machine lacks does not come by itself.
@@ -108,7 +110,7 @@ pub fn agent(config: &Config) -> Result<(), RunError> {
         }
     };
     sysctl::tune(&config.conntrack, Path::new("/"));
-    let ended = live(&runtime, config, nft, started, signals);
+    let ended = live(&runtime, config, nft, (started, signals), verbosity);
     // Dropping it would wait for the task that reads files, which nobody ends.
     runtime.shutdown_background();
     match ended? {
@@ -125,27 +127,29 @@ fn live(
     runtime: &Runtime,
     config: &Config,
     mut nft: Nft,
-    started: Instant,
-    signals: Signals,
+    (started, signals): (Instant, Signals),
+    verbosity: &Verbosity,
 ) -> Result<Ended, RunError> {
     let (sender, receiver) = mpsc::channel();
     let clock = Clock::new(started);
     let absent = absent_families();
-    let client = start_sources(runtime, config, &sender)?;
+    let metrics = Arc::new(Metrics::default());
+    let client = start_sources(runtime, config, metrics.requests(), &sender)?;
     nft.watch(send_to(&sender))?;
     let mut dataplane = dataplane(config, nft, send_to(&sender))?;
     let publisher = {
         let _context = runtime.enter();
         runtime.spawn(stop_on_signals(signals, sender));
-        servers::start(config, client, clock, absent)?
+        let publisher = Publisher::new(clock, client.is_none(), absent, Arc::clone(&metrics));
+        servers::start(config, client, clock, verbosity, &publisher)?;
+        publisher
     };
     info!(
         "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
         config.node_name
     );
-    let metrics = Arc::clone(publisher.metrics());
-    other_proxy::watch(move |found| metrics.other_proxy(found)).map_err(RunError::Start)?;
-    let metrics = Arc::clone(publisher.metrics());
+    let counts = Arc::clone(&metrics);
+    other_proxy::watch(move |found| counts.other_proxy(found)).map_err(RunError::Start)?;
     let tracked = Reconciler::start(move |report| {
         for family in Family::ALL {
             if let Some(deleted) = *report.deleted.get(family) {
@@ -210,6 +214,7 @@ fn dataplane(
 fn start_sources(
     runtime: &Runtime,
     config: &Config,
+    requests: &Arc<Requests>,
     sender: &Sender<Message>,
 ) -> Result<Option<Client>, RunError> {
     let send = send_to(sender);
@@ -217,7 +222,8 @@ fn start_sources(
     let watch_addresses = addresses::watch(send.clone());
     let (objects, client) = match &config.source {
         SourceConfig::Kubernetes { kubeconfig, master } => {
-            let client = runtime.block_on(kube::client(kubeconfig.as_deref(), master.as_ref()))?;
+            let client = kube::client(kubeconfig.as_deref(), master.as_ref(), requests);
+            let client = runtime.block_on(client)?;
             let watch = kube::watch(client.clone(), node_name, Patience::default(), send);
             (runtime.spawn(watch), Some(client))
         }
@@ -288,7 +294,9 @@ pub fn plan_once(
         }
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let objects = runtime.block_on(async {
-                let client = kube::client(kubeconfig.as_deref(), master.as_ref()).await?;
+                let requests = Arc::default();
+                let client =
+                    kube::client(kubeconfig.as_deref(), master.as_ref(), &requests).await?;
                 kube::list_once(&client, &config.node_name).await
             })?;
             (objects, Vec::new(), None)

@@ -118,7 +118,11 @@ impl<'a> SyncLoop<'a> {
 
     fn run_on(&mut self, messages: &Receiver<Message>) -> Ended {
         loop {
-            let telling = self.machine.engine().has_to_tell().then_some(self.quiet_until);
+            let telling = self
+                .machine
+                .engine()
+                .has_to_tell()
+                .then_some(self.quiet_until);
             let wake_at = self.machine.wake_at().into_iter().chain(telling).min();
             let first = match wake_at {
                 None => messages.recv().map_err(|_| RecvTimeoutError::Disconnected),

@@ -53,8 +53,29 @@ pub fn get_with(
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"));
     let headers: String = headers.collect();
-    let request =
-        format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+    let head = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+    send(from, to, &head)
+}
+
+/// Sends a body with any method.
+///
+/// # Errors
+/// That nobody listens there, or breaks off.
+pub fn request(
+    from: &Netns,
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+) -> io::Result<Answer> {
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    send(from, to, &request)
+}
+
+fn send(from: &Netns, to: SocketAddr, request: &str) -> io::Result<Answer> {
     let text = from.enter(|| -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use k8s_openapi::jiff::Timestamp;
 use proxyd_tests::agent::Agent;
 use proxyd_tests::apiserver::Options;
-use proxyd_tests::http::{get, get_with};
+use proxyd_tests::http::{get, get_with, request};
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::served::Served;
@@ -135,6 +135,82 @@ fn every_metric_is_there_under_its_name_in_both_formats() {
             assert!(lines().any(is_series), "{series}: {text}");
         }
     }
+    fixture.agent.terminate();
+}
+
+/// What the panels of kubernetes-mixin's dashboard for kube-proxy ask for (`dashboards/proxy.libsonnet`): a metric, and
+/// what its labels must say. `up` is Prometheus' own; there are no goroutines, so that the panel of `go_goroutines` stays
+/// empty.
+const DASHBOARD: [(&str, &str); 9] = [
+    ("kubeproxy_sync_proxy_rules_duration_seconds_count", ""),
+    ("kubeproxy_sync_proxy_rules_duration_seconds_bucket", "le="),
+    ("kubeproxy_network_programming_duration_seconds_count", ""),
+    (
+        "kubeproxy_network_programming_duration_seconds_bucket",
+        "le=",
+    ),
+    ("rest_client_requests_total", "code=\"2"),
+    (
+        "rest_client_request_duration_seconds_bucket",
+        "verb=\"GET\"",
+    ),
+    (
+        "rest_client_request_duration_seconds_bucket",
+        "verb=\"POST\"",
+    ),
+    ("process_resident_memory_bytes", ""),
+    ("process_cpu_seconds_total", ""),
+];
+
+#[test]
+fn no_panel_of_the_dashboard_is_empty() {
+    // A health check port that somebody has: an Event is posted.
+    let served = Served::new(Options::default());
+    let holder = served
+        .node
+        .enter(|| std::net::TcpListener::bind("0.0.0.0:30990").unwrap());
+    let mut web = local();
+    web["spec"]["type"] = json!("LoadBalancer");
+    web["spec"]["healthCheckNodePort"] = json!(30_990);
+    served.create(&[web]);
+    let agent = served.start_in_sync(&["--masquerade-all"]);
+    let fixture = Fixture { served, agent };
+    let has = |text: &str, (name, label): (&str, &str)| {
+        let mut lines = text.lines();
+        lines.any(|line| {
+            let rest = line.strip_prefix(name).unwrap_or_default();
+            rest.starts_with(['{', ' ']) && rest.contains(label)
+        })
+    };
+    for wanted in DASHBOARD {
+        eventually(&format!("{wanted:?}"), PATIENCE, || {
+            has(&fixture.ask("/metrics"), wanted)
+        });
+    }
+    let text = fixture.ask("/metrics");
+    let host = format!("host=\"{}\"", fixture.served.server.address());
+    for wanted in [
+        ("rest_client_requests_total", host.as_str()),
+        ("process_virtual_memory_bytes", ""),
+        ("process_open_fds", ""),
+        ("process_max_fds", ""),
+        ("process_start_time_seconds", ""),
+        ("kubernetes_build_info", "git_version=\"v"),
+    ] {
+        assert!(has(&text, wanted), "{wanted:?}: {text}");
+    }
+    let value = |name: &str| -> f64 {
+        let mut lines = text.lines();
+        let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found.expect(name).parse().unwrap()
+    };
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let age = now - value("process_start_time_seconds");
+    assert!((-1.0..60.0).contains(&age), "{age}");
+    assert!(value("process_resident_memory_bytes") > 1e6);
+    assert!(value("process_cpu_seconds_total") > 0.0);
+    assert!(value("process_open_fds") < value("process_max_fds"));
+    drop(holder);
     fixture.agent.terminate();
 }
 
@@ -336,4 +412,52 @@ fn outages_of_many_ports_are_a_bounded_number_of_lines() {
         .filter(|line| line.contains("no endpoint can serve it"));
     // Five of the first news, and five of what came within the pause after them.
     assert!((5..=15).contains(&lines.count()), "{log:#?}");
+}
+
+/// The log's verbosity is set while the agent runs, where `--profiling` allows it, and each line is an object.
+#[test]
+fn the_log_is_json_and_its_verbosity_is_set_at_run_time() {
+    let served = Served::new(Options::default());
+    let agent = served.start(&["--logging-format=json", "--profiling", "--masquerade-all"]);
+    let put = |level: &str| {
+        let metrics = address(10_249);
+        request(&served.node, metrics, "PUT", "/debug/flags/v", level).unwrap()
+    };
+    agent.wait_for_log("in sync", PATIENCE);
+    let set = put("2");
+    let expected = "successfully set klog.logging.verbosity to 2\n";
+    assert_eq!((set.code, set.body.as_str()), (200, expected));
+    served.server.create(&local());
+    let pending = || get(&served.node, address(10_249), "/metrics").unwrap().body;
+    let synced = "kubeproxy_sync_proxy_rules_service_changes_total 1";
+    eventually(synced, PATIENCE, || {
+        let text = pending();
+        text.contains(synced)
+            && text.contains("kubeproxy_sync_proxy_rules_service_changes_pending 0")
+    });
+    let quiet = agent.log().join("\n");
+    assert_eq!(put("4").code, 200);
+    served.server.create(&endpoint_at("node-1"));
+    agent.wait_for_log("after the event", PATIENCE);
+    let version = get(&served.node, address(10_249), "/version").unwrap();
+    assert!(
+        version.json()["gitVersion"]
+            .as_str()
+            .unwrap()
+            .starts_with('v')
+    );
+    let flags = get(&served.node, address(10_249), "/flagz").unwrap().body;
+    assert!(flags.contains("\nlogging-format=json\n"), "{flags}");
+    let log = agent.log().join("\n");
+    let after_first_put = |log: &str| {
+        let at = log.find("verbosity 2 from now on").expect("it is told");
+        log[at..].matches("after the event").count()
+    };
+    assert_eq!(after_first_put(&quiet), 0, "{quiet}");
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).expect(line);
+        assert!(line["ts"].is_f64() && line["msg"].is_string(), "{line}");
+        assert!(line["caller"].as_str().unwrap().contains(".rs:"), "{line}");
+    }
+    agent.terminate();
 }

@@ -50,7 +50,6 @@ const BOOLEANS: &[&str] = &[
     "log-text-split-stream",
     "logtostderr",
     "one-output",
-    "profiling",
     "skip-headers",
     "skip-log-headers",
 ];

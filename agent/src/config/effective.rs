@@ -60,6 +60,7 @@ impl Config {
             },
             "nodePortAddresses": node_port_addresses(&self.plan.node_port_addresses),
             "bindAddressHardFail": self.health.hard_fail,
+            "enableProfiling": self.health.profiling,
             "healthzBindAddress": address(self.health.healthz),
             "metricsBindAddress": address(self.health.metrics),
             "nftables": {

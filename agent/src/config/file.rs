@@ -32,7 +32,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "clientConnection.contentType",
     "clientConnection.qps",
     "configSyncPeriod",
-    "enableProfiling",
     "featureGates",
     "iptables.localhostNodePorts",
     "iptables.minSyncPeriod",
@@ -79,6 +78,7 @@ struct Fields {
     node_port_addresses: Option<Vec<String>>,
     bind_address: Option<String>,
     bind_address_hard_fail: Option<bool>,
+    enable_profiling: Option<bool>,
     healthz_bind_address: Option<String>,
     metrics_bind_address: Option<String>,
     iptables: Option<Rules>,
@@ -286,6 +286,7 @@ impl File {
             metrics_bind_address: text("metricsBindAddress", fields.metrics_bind_address),
             metrics_port: None,
             bind_address_hard_fail: fields.bind_address_hard_fail,
+            profiling: fields.enable_profiling,
             conntrack_max_per_core: number("conntrack.maxPerCore", conntrack.max_per_core),
             conntrack_min: number("conntrack.min", conntrack.min),
             tcp_timeout_established: text(

@@ -115,6 +115,8 @@ pub struct HealthConfig {
     pub metrics: Option<SocketAddr>,
     /// Whether an address that cannot be had ends the agent; else it is a warning.
     pub hard_fail: bool,
+    /// Whether the log's verbosity can be set over HTTP.
+    pub profiling: bool,
     /// An update that waits for longer than twice this means that the rules are out of sync.
     pub sync_period: Duration,
 }
@@ -257,6 +259,7 @@ fn health(raw: &Raw) -> Result<HealthConfig, ConfigError> {
         healthz: healthz.address(bind_address)?,
         metrics: metrics.address(bind_address)?,
         hard_fail: raw.bind_address_hard_fail.unwrap_or(false),
+        profiling: raw.profiling.unwrap_or(false),
         sync_period: check::sync_period(raw.sync_period.as_ref())?,
     })
 }

@@ -32,6 +32,7 @@ pub(super) struct Raw {
     pub(super) metrics_bind_address: Option<Given<String>>,
     pub(super) metrics_port: Option<Given<i64>>,
     pub(super) bind_address_hard_fail: Option<bool>,
+    pub(super) profiling: Option<bool>,
     pub(super) conntrack_max_per_core: Option<Given<i64>>,
     pub(super) conntrack_min: Option<Given<i64>>,
     pub(super) tcp_timeout_established: Option<Given<String>>,
@@ -77,6 +78,7 @@ impl Raw {
             metrics_bind_address: kept("metrics-bind-address", health.metrics_bind_address),
             metrics_port: number("metrics-port", health.metrics_port),
             bind_address_hard_fail: health.bind_address_hard_fail,
+            profiling: health.profiling,
             conntrack_max_per_core: number(
                 "conntrack-max-per-core",
                 conntrack.conntrack_max_per_core,
@@ -124,6 +126,7 @@ impl Raw {
             metrics_bind_address: self.metrics_bind_address.or(below.metrics_bind_address),
             metrics_port: self.metrics_port.or(below.metrics_port),
             bind_address_hard_fail: self.bind_address_hard_fail.or(below.bind_address_hard_fail),
+            profiling: self.profiling.or(below.profiling),
             conntrack_max_per_core: self.conntrack_max_per_core.or(below.conntrack_max_per_core),
             conntrack_min: self.conntrack_min.or(below.conntrack_min),
             tcp_timeout_established: self

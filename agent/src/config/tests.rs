@@ -72,6 +72,7 @@ fn assert_defaults(config: &Config) {
             healthz: socket("0.0.0.0:10256"),
             metrics: socket("127.0.0.1:10249"),
             hard_fail: false,
+            profiling: false,
             sync_period: Duration::from_secs(30),
         }
     );
@@ -275,7 +276,7 @@ fn every_field_of_a_file_is_taken() {
 	"clientConnection": {"kubeconfig": "k", "qps": 5}, "hostnameOverride": "Node-1", "mode": "nftables",
 	"clusterCIDR": "10.0.0.0/8,fd00::/8", "detectLocalMode": "BridgeInterface",
 	"detectLocal": {"bridgeInterface": "cni0", "interfaceNamePrefix": "veth"},
-	"nodePortAddresses": ["10.0.0.0/8"], "bindAddressHardFail": true,
+	"nodePortAddresses": ["10.0.0.0/8"], "bindAddressHardFail": true, "enableProfiling": true,
 	"healthzBindAddress": "10.0.0.1:1", "metricsBindAddress": "10.0.0.2",
 	"iptables": {"masqueradeBit": 1, "syncPeriod": "1s"},
 	"nftables": {"masqueradeBit": 2, "syncPeriod": "2s", "masqueradeAll": true},
@@ -302,6 +303,7 @@ fn every_field_of_a_file_is_taken() {
             healthz: socket("10.0.0.1:1"),
             metrics: socket("10.0.0.2:10249"),
             hard_fail: true,
+            profiling: true,
             sync_period: Duration::from_secs(2),
         }
     );
@@ -419,7 +421,7 @@ fn how_to_log_is_said_by_flag_or_file() {
 #[test]
 fn a_flag_goes_before_the_file() {
     let fields = "clusterCIDR: 10.0.0.0/8\nnodePortAddresses: [10.0.0.0/8]\nhostnameOverride: a\n\
-                  metricsBindAddress: 10.0.0.1:1\nhealthzBindAddress: 10.0.0.1:1\nbindAddressHardFail: true\n\
+                  metricsBindAddress: 10.0.0.1:1\nhealthzBindAddress: 10.0.0.1:1\nbindAddressHardFail: true\nenableProfiling: true\n\
                   iptables: {masqueradeAll: true, syncPeriod: 1s}\nconntrack: {min: 1, udpTimeout: 1s}\n\
                   clientConnection: {kubeconfig: a}";
     let config = with_fields(
@@ -431,6 +433,7 @@ fn a_flag_goes_before_the_file() {
             "--metrics-bind-address=",
             "--healthz-port=2",
             "--bind-address-hard-fail=false",
+            "--profiling=false",
             "--masquerade-all=false",
             "--iptables-sync-period=2s",
             "--conntrack-min=2",
@@ -454,6 +457,7 @@ fn a_flag_goes_before_the_file() {
             healthz: socket("10.0.0.1:2"),
             metrics: None,
             hard_fail: false,
+            profiling: false,
             sync_period: Duration::from_secs(2),
         }
     );

@@ -1,14 +1,18 @@
 //! The agent's metrics: counted here with plain atomics, so that no sync ever waits for a scrape.
 //!
 //! Names, labels and buckets are those of kube-proxy 1.36 (`pkg/proxy/metrics/metrics.go`), which dashboards use
-//! already; `sync_proxy_rules_foreign_changes_total`, `other_proxy`, `sync_proxy_rules_service_ports_without_endpoints` and `refused_objects` are proxyd's own. The sync loop and the health servers count; [`Exposition`] makes the text of it, and
-//! [`super::metrics_server`] serves that.
+//! already; `sync_proxy_rules_foreign_changes_total`, `other_proxy`, `sync_proxy_rules_service_ports_without_endpoints` and `refused_objects` are proxyd's own. Those of a process and of a client of the API server, which
+//! kube-proxy has from its libraries, have their names too. The sync loop, the health servers and the client count;
+//! [`Exposition`] makes the text of it, and [`super::metrics_server`] serves that.
 
 mod exposition;
 mod histogram;
+mod process;
+mod requests;
+mod slis;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::host::other_proxy::{self, OtherProxy};
@@ -16,6 +20,10 @@ use crate::model::{Family, PerFamily};
 
 pub use exposition::{Exposition, Format};
 use histogram::Histogram;
+pub(super) use process::started;
+pub use requests::Requests;
+pub use slis::Check;
+use slis::Slis;
 
 /// All metrics.
 #[derive(Debug)]
@@ -39,6 +47,8 @@ pub struct Metrics {
     livez: Answers,
     conntrack: PerFamily<Histogram>,
     conntrack_deleted: PerFamily<AtomicU64>,
+    requests: Arc<Requests>,
+    slis: Slis,
 }
 
 /// A kind of object that changes.
@@ -93,6 +103,8 @@ impl Default for Metrics {
             livez: Answers::default(),
             conntrack: PerFamily::from_fn(sync),
             conntrack_deleted: PerFamily::default(),
+            requests: Arc::default(),
+            slis: Slis::default(),
         }
     }
 }
@@ -186,11 +198,28 @@ impl Metrics {
     /// `/healthz` was answered, with 200 or 503.
     pub fn health_request(&self, is_healthy: bool) {
         self.healthz.count(is_healthy);
+        self.checked(Check::Health, is_healthy);
     }
 
     /// `/livez` was answered, with 200 or 503.
     pub fn live_request(&self, is_live: bool) {
         self.livez.count(is_live);
+        self.checked(Check::Live, is_live);
+    }
+
+    /// A health check came out well or not, for `/metrics/slis`.
+    pub fn checked(&self, check: Check, is_good: bool) {
+        self.slis.checked(check, is_good);
+    }
+
+    /// Health checks are counted anew, for `/metrics/slis` alone.
+    pub fn reset_slis(&self) {
+        self.slis.reset();
+    }
+
+    /// Where requests to the API server are counted.
+    pub fn requests(&self) -> &Arc<Requests> {
+        &self.requests
     }
 
     fn changes_of(&self, kind: ChangeKind) -> &Changes {

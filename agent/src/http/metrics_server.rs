@@ -1,101 +1,156 @@
-//! `--metrics-bind-address`: metrics for Prometheus, and what the agent runs with for people.
+//! `--metrics-bind-address`: metrics for Prometheus, and what the agent is and runs with for people.
 //!
-//! Meant for the node itself or for those who may see everything: `/configz` tells the whole configuration.
+//! Meant for the node itself or for those who may see everything: `/configz` tells the whole configuration. What
+//! changes something, the verbosity of the log, is served only where `--profiling` says so, as in kube-proxy.
 
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use axum::{Json, Router};
 use serde_json::Value;
 
-use super::NO_SNIFF;
-use super::metrics::{Exposition, Format, Metrics};
+use super::metrics::{Check, Exposition, Format, Metrics};
+use super::{NO_SNIFF, zpages};
+use crate::logging::Verbosity;
+use crate::version;
 
 /// The port of kube-proxy.
 pub const DEFAULT_PORT: u16 = 10249;
 
-/// What the server tells.
+/// The paths that every server has.
+const PATHS: [&str; 8] = [
+    "/configz",
+    "/flagz",
+    "/healthz",
+    "/metrics",
+    "/metrics/slis",
+    "/proxyMode",
+    "/statusz",
+    "/version",
+];
+
+/// The verbosity of the log.
+const VERBOSITY_PATH: &str = "/debug/flags/v";
+
+/// What the server tells, and what it may change.
+#[derive(Debug)]
+pub struct Told {
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The answer of `/proxyMode`.
+    pub mode: &'static str,
+    /// The answer of `/configz`, which kube-proxy has under the key `kubeproxy.config.k8s.io`.
+    pub config: Value,
+    /// The flags and their values, for `/flagz`.
+    pub flags: Vec<(String, String)>,
+    /// Sets how much is logged; none where that is not served.
+    pub verbosity: Option<Verbosity>,
+}
+
 #[derive(Debug)]
 struct Shared {
     exposition: Exposition,
-    mode: &'static str,
-    config: Value,
+    slis: Exposition,
+    told: Told,
 }
 
-/// Answers `/metrics`, `/healthz` (that this server runs, nothing more), `/proxyMode` with `mode`, and `/configz`
-/// with `config`, which kube-proxy has under the key `kubeproxy.config.k8s.io`.
-pub fn router(metrics: Arc<Metrics>, mode: &'static str, config: Value) -> Router {
+/// Answers `/metrics`, `/metrics/slis`, `/healthz` (that this server runs, nothing more), and the paths that tell of
+/// the agent.
+pub fn router(told: Told) -> Router {
+    let sets_verbosity = told.verbosity.is_some();
     let shared = Shared {
-        exposition: Exposition::new(metrics),
-        mode,
-        config,
+        exposition: Exposition::new(told.metrics.clone()),
+        slis: Exposition::slis(told.metrics.clone()),
+        told,
     };
-    Router::new()
+    let router = Router::new()
         .route("/metrics", any(metrics_text))
-        .route("/healthz", any(|| async { ([NO_SNIFF], "ok") }))
+        .route("/metrics/slis", any(slis))
+        .route("/healthz", any(ping))
         .route("/proxyMode", any(proxy_mode))
         .route("/configz", any(configz))
-        .with_state(Arc::new(shared))
+        .route("/version", any(|| async { Json(version::INFO) }))
+        .route("/flagz", any(flagz))
+        .route("/statusz", any(statusz));
+    let router = if sets_verbosity {
+        router.route(VERBOSITY_PATH, any(set_verbosity))
+    } else {
+        router
+    };
+    router.with_state(Arc::new(shared))
 }
 
-async fn metrics_text(State(shared): State<Arc<Shared>>, request: HeaderMap) -> Response {
+type Asked = State<Arc<Shared>>;
+
+async fn metrics_text(State(shared): Asked, request: HeaderMap) -> Response {
+    exposed(&shared.exposition, &request)
+}
+
+/// DELETE begins to count anew, as in Kubernetes.
+async fn slis(State(shared): Asked, method: Method, request: HeaderMap) -> Response {
+    if method == Method::DELETE {
+        shared.told.metrics.reset_slis();
+        return ([NO_SNIFF], "metrics reset\n").into_response();
+    }
+    exposed(&shared.slis, &request)
+}
+
+fn exposed(exposition: &Exposition, request: &HeaderMap) -> Response {
     let accept = request.get_all(ACCEPT).into_iter();
     let format = Format::accepted(accept.filter_map(|value| value.to_str().ok()));
     let headers = [(CONTENT_TYPE, format.content_type())];
-    (headers, shared.exposition.text(format)).into_response()
+    (headers, exposition.text(format)).into_response()
 }
 
-async fn proxy_mode(State(shared): State<Arc<Shared>>) -> Response {
-    ([NO_SNIFF], shared.mode).into_response()
+async fn ping(State(shared): Asked) -> Response {
+    shared.told.metrics.checked(Check::Ping, true);
+    ([NO_SNIFF], "ok").into_response()
 }
 
-async fn configz(State(shared): State<Arc<Shared>>) -> Response {
-    ([NO_SNIFF], Json(shared.config.clone())).into_response()
+async fn proxy_mode(State(shared): Asked) -> Response {
+    ([NO_SNIFF], shared.told.mode).into_response()
+}
+
+async fn configz(State(shared): Asked) -> Response {
+    ([NO_SNIFF], Json(shared.told.config.clone())).into_response()
+}
+
+async fn flagz(State(shared): Asked, request: HeaderMap) -> Response {
+    zpages::flags(&request, &shared.told.flags)
+}
+
+async fn statusz(request: HeaderMap) -> Response {
+    zpages::status(&request, &PATHS)
+}
+
+/// Words and codes are those of `k8s.io/apiserver/pkg/server/routes` and `k8s.io/component-base/logs`.
+async fn set_verbosity(State(shared): Asked, method: Method, body: String) -> Response {
+    let answer = |code: StatusCode, text: String| (code, [NO_SNIFF], text + "\n").into_response();
+    let Some(verbosity) = shared
+        .told
+        .verbosity
+        .as_ref()
+        .filter(|_| method == Method::PUT)
+    else {
+        let refusal = "unsupported http method".to_owned();
+        return answer(StatusCode::NOT_ACCEPTABLE, refusal);
+    };
+    match verbosity.set(&body) {
+        Ok(()) => {
+            tracing::info!("{VERBOSITY_PATH}: the log has verbosity {body} from now on");
+            let text = format!("successfully set klog.logging.verbosity to {body}");
+            answer(StatusCode::OK, text)
+        }
+        Err(error) => {
+            let text = format!("failed set klog.logging.verbosity {body}: {error}");
+            answer(StatusCode::BAD_REQUEST, text)
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::testing::{get, get_with, serve_here};
-    use super::*;
-    use serde_json::json;
-
-    #[tokio::test]
-    async fn each_path_has_its_answer() {
-        let metrics = Arc::new(Metrics::default());
-        let config = json!({ "kubeproxy.config.k8s.io": { "mode": "nftables" } });
-        let (address, _server) = serve_here(router(metrics.clone(), "nftables", config.clone()));
-
-        let ok = get(address, "/healthz").await;
-        assert_eq!((ok.code, ok.body.as_str()), (200, "ok"));
-
-        let mode = get(address, "/proxyMode").await;
-        assert_eq!((mode.code, mode.body.as_str()), (200, "nftables"));
-        assert_eq!(mode.header("content-type"), "text/plain; charset=utf-8");
-        assert_eq!(mode.header("x-content-type-options"), "nosniff");
-
-        let configz = get(address, "/configz").await;
-        assert_eq!(configz.json(), config);
-        assert_eq!(configz.header("content-type"), "application/json");
-
-        metrics.live_request(true);
-        let scrape = get(address, "/metrics").await;
-        assert_eq!(scrape.header("content-type"), Format::Plain.content_type());
-        let series = "\nkubeproxy_proxy_livez_total{code=\"200\"} 1\n";
-        assert!(scrape.body.contains(series));
-
-        // What Prometheus 3 sends.
-        let accept = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;q=0.3";
-        let scrape = get_with(address, "/metrics", &[("accept", accept)]).await;
-        assert_eq!(
-            scrape.header("content-type"),
-            Format::OpenMetrics.content_type()
-        );
-        assert!(scrape.body.contains(series) && scrape.body.ends_with("# EOF\n"));
-
-        assert_eq!(get(address, "/other").await.code, 404);
-    }
-}
+mod tests;

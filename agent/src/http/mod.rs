@@ -20,6 +20,7 @@ pub mod serve;
 pub mod service_health;
 #[cfg(test)]
 mod testing;
+mod zpages;
 
 /// How long to wait before listening is tried again on an address that was refused (kube-proxy's interval).
 pub(crate) const LISTEN_AGAIN: Duration = Duration::from_secs(5);

@@ -48,14 +48,30 @@ pub(super) async fn try_get(address: SocketAddr, path: &str) -> io::Result<Answe
     ask(address, path, &[]).await
 }
 
+/// Asks with PUT.
+pub(super) async fn put(address: SocketAddr, path: &str, body: &str) -> Answer {
+    request(address, "PUT", path, body).await
+}
+
+/// Asks with any method.
+pub(super) async fn request(address: SocketAddr, method: &str, path: &str, body: &str) -> Answer {
+    let length = format!("content-length: {}\r\n", body.len());
+    let head = format!("{method} {path}");
+    send(address, &head, &length, body).await.unwrap()
+}
+
 async fn ask(address: SocketAddr, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect(address).await?;
     let headers = headers
         .iter()
         .map(|(name, value)| format!("{name}: {value}\r\n"));
     let headers: String = headers.collect();
+    send(address, &format!("GET {path}"), &headers, "").await
+}
+
+async fn send(address: SocketAddr, what: &str, headers: &str, body: &str) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(address).await?;
     let request =
-        format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n");
+        format!("{what} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}\r\n{body}");
     stream.write_all(request.as_bytes()).await?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await?;

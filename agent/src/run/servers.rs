@@ -6,13 +6,15 @@ use kube::Client;
 use tokio::sync::mpsc;
 
 use super::RunError;
+use crate::cli;
 use crate::config::Config;
+use crate::http::Clock;
 use crate::http::health::{self, Health};
 use crate::http::listen::listen;
+use crate::http::metrics_server::{self, Told};
 use crate::http::serve::{Endpoint, serve};
 use crate::http::service_health::ServiceHealthServers;
-use crate::http::{Clock, metrics_server};
-use crate::model::PerFamily;
+use crate::logging::Verbosity;
 use crate::source::reports;
 use crate::sync_loop::Publisher;
 
@@ -21,7 +23,7 @@ const MODE: &str = "nftables";
 
 /// Starts the servers of the live agent, whose `clock` shows how long it has been running, on the tokio runtime of the caller. `client`
 /// is that of the API server; without one, nothing becomes an Event, and a node may do without a Node object.
-/// `absent` are the families that the kernel lacks.
+/// `verbosity` is that of the log.
 ///
 /// # Errors
 /// That an address cannot be had, if that is to end the agent; else it is tried again.
@@ -29,9 +31,9 @@ pub(super) fn start(
     config: &Config,
     client: Option<Client>,
     clock: Clock,
-    absent: PerFamily<bool>,
-) -> Result<Publisher, RunError> {
-    let publisher = Publisher::new(clock, client.is_none(), absent);
+    verbosity: &Verbosity,
+    publisher: &Publisher,
+) -> Result<(), RunError> {
     let metrics = publisher.metrics();
     // kube-proxy's timeout: one period may be missed.
     let timeout = config.health.sync_period.saturating_mul(2);
@@ -50,7 +52,13 @@ pub(super) fn start(
             flag: "metrics-bind-address",
             address,
         };
-        let router = metrics_server::router(metrics.clone(), MODE, config.configz());
+        let router = metrics_server::router(Told {
+            metrics: metrics.clone(),
+            mode: MODE,
+            config: config.configz(),
+            flags: cli::flags(std::env::args_os()),
+            verbosity: config.health.profiling.then(|| verbosity.clone()),
+        });
         (endpoint, router)
     });
     for (endpoint, router) in health_server.into_iter().chain(metrics_server) {
@@ -71,5 +79,5 @@ pub(super) fn start(
     });
     let checks = publisher.health_checks();
     tokio::spawn(ServiceHealthServers::new(checks, health, node_name, reports).run());
-    Ok(publisher)
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! Uses streaming lists (Kubernetes 1.34; KEP-3157) and the field selector that leaves headless Services out
 //! (Kubernetes 1.32), and does without either where the server refuses it.
 
+mod counted;
 mod encoding;
 mod exchange;
 mod follow;
@@ -11,19 +12,23 @@ mod trouble;
 
 use std::fmt::Debug;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
+use kube::client::ClientBuilder;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
+use self::counted::CountedLayer;
 use self::follow::{Asked, Kind, follow};
 use self::trouble::explain;
 use crate::event::Event;
+use crate::http::metrics::Requests;
 use crate::model::Parsed;
 use crate::model::translate::Objects;
 use crate::model::translate::{self, HEADLESS_LABEL, PROXY_NAME_LABEL};
@@ -69,13 +74,14 @@ pub enum KubeError {
     },
 }
 
-/// Makes a client from flags, or from the service account of the pod.
+/// Makes a client from flags, or from the service account of the pod. Its requests are counted in `requests`.
 ///
 /// # Errors
 /// That nothing says where the API server is, or that what says so cannot be used.
 pub async fn client(
     kubeconfig: Option<&Path>,
     master: Option<&http::Uri>,
+    requests: &Arc<Requests>,
 ) -> Result<Client, KubeError> {
     let mut config = match (kubeconfig, master) {
         (Some(path), _) => {
@@ -98,7 +104,15 @@ pub async fn client(
     config.read_timeout = Some(SILENCE + Duration::from_secs(10));
     // Watches try again by themselves, and say so.
     config.default_retry = false;
-    Client::try_from(config).map_err(KubeError::Client)
+    requests.go_to(
+        config
+            .cluster_url
+            .authority()
+            .map_or("", |host| host.as_str()),
+    );
+    let client = ClientBuilder::try_from(config).map_err(KubeError::Client)?;
+    let counted = CountedLayer(Arc::clone(requests));
+    Ok(client.with_layer(&counted).build())
 }
 
 /// Reads everything once, headless Services and their slices too.

@@ -83,6 +83,7 @@ mod tests {
     use axum::response::{IntoResponse as _, Response};
     use axum::{Json, Router};
     use serde_json::{Value, json};
+    use std::sync::Arc;
 
     /// An API server that knows the Service default/web, and tells of the Events that it is sent.
     async fn api_server(
@@ -135,7 +136,9 @@ mod tests {
         let router = Router::new().fallback(api_server).with_state(seen);
         let server = tokio::spawn(async { axum::serve(listener, router).await });
         let url = url.parse().unwrap();
-        let client = super::super::kube::client(None, Some(&url)).await.unwrap();
+        let client = super::super::kube::client(None, Some(&url), &Arc::default())
+            .await
+            .unwrap();
         let (send, reports) = mpsc::unbounded_channel();
         let long = "ü".repeat(600);
         send.send(report("web", "Refused", &long)).unwrap();

@@ -37,7 +37,12 @@ impl Publisher {
     /// Nothing has happened yet. `clock` gives the moments of the status; `eligible_without_node` says whether load
     /// balancers may use a node that has no Node object, which only a cluster without an API server has. `absent` are the families that the
     /// kernel lacks.
-    pub(crate) fn new(clock: Clock, eligible_without_node: bool, absent: PerFamily<bool>) -> Self {
+    pub(crate) fn new(
+        clock: Clock,
+        eligible_without_node: bool,
+        absent: PerFamily<bool>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let node_eligible = eligible_without_node;
         Self {
             status: watch::Sender::new(Status {
@@ -46,7 +51,7 @@ impl Publisher {
                 ..Status::default()
             }),
             checks: watch::Sender::default(),
-            metrics: Arc::default(),
+            metrics,
             clock,
             started: Timestamp::now(),
             eligible_without_node,

@@ -10,7 +10,7 @@ use super::{Problem, Tree};
 
 /// Lowest first. A module imports from its own layer and from lower ones.
 const LAYERS: &[&[&str]] = &[
-    &["model"],
+    &["model", "version", "logging"],
     &["event", "status", "telling"],
     &["complaints"],
     &["plan"],
@@ -51,6 +51,7 @@ const IO: &[&str] = &[
     "source",
     "host",
     "http",
+    "logging",
     "sync_loop",
     "run",
     "cli",
@@ -99,7 +100,13 @@ const WALL_CLOCKS: &[&str] = &[
 ];
 
 /// The modules that tell others what time it is.
-const TELL_TIME: &[&str] = &["http::health", "http::metrics", "sync_loop::publish"];
+const TELL_TIME: &[&str] = &[
+    "http::health",
+    "http::metrics",
+    "http::zpages",
+    "logging",
+    "sync_loop::publish",
+];
 
 /// Pure modules name nothing that does I/O, in this crate or another.
 pub(super) fn pure(tree: &Tree) -> Vec<Problem> {
@@ -298,7 +305,7 @@ mod tests {
     fn the_time_of_day_is_for_reports_alone() {
         let problem = |what: &str| {
             format!(
-                "agent/src/sync_loop.rs:1: only http::health, http::metrics, sync_loop::publish may name {what}: \
+                "agent/src/sync_loop.rs:1: only http::health, http::metrics, http::zpages, logging, sync_loop::publish may name {what}: \
                  the time of day may be set"
             )
         };

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn what_has_no_effect_is_noted_once() {
     let config = flags(
-        "--oom-score-adj=-999 --oom-score-adj -998 --feature-gates=A=true,B=false --profiling --ipvs-strict-arp=false \
+        "--oom-score-adj=-999 --oom-score-adj -998 --feature-gates=A=true,B=false --ipvs-strict-arp=false \
          --logtostderr=true --log_dir=/x --kube-api-qps 5 --v=2 --cleanup=false",
     )
     .unwrap();
@@ -22,7 +22,6 @@ fn what_has_no_effect_is_noted_once() {
         "--log-dir",
         "--logtostderr",
         "--oom-score-adj",
-        "--profiling",
     ];
     assert_eq!(named, expected);
 

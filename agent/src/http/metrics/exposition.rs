@@ -8,12 +8,15 @@ use std::sync::{Arc, PoisonError};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeGaugeValue, MetricEncoder, NoLabelSet, text,
+    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet, text,
 };
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::histogram::Histogram;
+use super::histogram::{Histogram, Reading};
+use super::process::Process;
+use super::requests::Requests;
+use super::slis::SlisOf;
 use super::{Answers, ChangeKind, Metrics, Moment, TrafficPolicy, read};
 use crate::host::other_proxy::Mode;
 use crate::http::family_name;
@@ -60,8 +63,19 @@ impl Format {
 impl Exposition {
     /// Exposes these metrics.
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        let mut registry = Registry::with_prefix("kubeproxy");
-        registry.register_collector(Box::new(metrics));
+        let mut registry = Registry::default();
+        let of_client = OfClient(metrics.requests().clone());
+        registry.register_collector(Box::new(of_client));
+        registry.register_collector(Box::new(Process));
+        let own = registry.sub_registry_with_prefix("kubeproxy");
+        own.register_collector(Box::new(metrics));
+        Self(registry)
+    }
+
+    /// Exposes the service level indicators among these metrics, and nothing else.
+    pub fn slis(metrics: Arc<Metrics>) -> Self {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(SlisOf(metrics)));
         Self(registry)
     }
 
@@ -98,6 +112,16 @@ fn plain(text: &str) -> String {
         }
     }
     plain
+}
+
+/// Those of the API server's client.
+#[derive(Debug)]
+struct OfClient(Arc<Requests>);
+
+impl Collector for OfClient {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.0.encode(&mut Out(&mut encoder))
+    }
 }
 
 impl Collector for Metrics {
@@ -231,24 +255,28 @@ impl Metrics {
 }
 
 /// A value of a series, with its labels in front.
-type Series<V, const LABELS: usize> = ([(&'static str, &'static str); LABELS], V);
+type Series<'a, V, const LABELS: usize> = ([(&'static str, &'a str); LABELS], V);
 
-fn by_family<T, V>(values: &PerFamily<T>, read: impl Fn(&T) -> V) -> [Series<V, 1>; 2] {
+fn by_family<T, V>(values: &PerFamily<T>, read: impl Fn(&T) -> V) -> [Series<'static, V, 1>; 2] {
     Family::ALL.map(|family| {
         let labels = [("ip_family", family_name(family))];
         (labels, read(values.get(family)))
     })
 }
 
-fn by_code(answers: &Answers) -> [Series<u64, 1>; 2] {
+fn by_code(answers: &Answers) -> [Series<'static, u64, 1>; 2] {
     [("200", &answers.good), ("503", &answers.bad)]
         .map(|(code, count)| ([("code", code)], read(count)))
 }
 
 /// Writes families of series. Names of counters come without the `_total` that the format appends.
-struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+pub(super) struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 
-impl Out<'_, '_> {
+impl<'a, 'b> Out<'a, 'b> {
+    pub(super) fn new(encoder: &'a mut DescriptorEncoder<'b>) -> Self {
+        Self(encoder)
+    }
+
     fn start<'s>(
         &'s mut self,
         name: &'s str,
@@ -264,8 +292,17 @@ impl Out<'_, '_> {
         help: &str,
         histograms: &PerFamily<Histogram>,
     ) -> fmt::Result {
+        self.histogram_series(name, help, by_family(histograms, Histogram::read))
+    }
+
+    pub(super) fn histogram_series<'s, const LABELS: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = Series<'s, Reading, LABELS>>,
+    ) -> fmt::Result {
         let mut metric = self.start(name, help, MetricType::Histogram)?;
-        for (labels, reading) in by_family(histograms, Histogram::read) {
+        for (labels, reading) in series {
             let mut series = metric.encode_family(&labels)?;
             series.encode_histogram::<NoLabelSet>(
                 reading.sum,
@@ -287,15 +324,19 @@ impl Out<'_, '_> {
         )
     }
 
-    fn gauges<V: EncodeGaugeValue, const LABELS: usize>(
+    pub(super) fn gauges<'s, V: EncodeGaugeValue, const LABELS: usize>(
         &mut self,
         name: &str,
         help: &str,
-        series: impl Iterator<Item = Series<V, LABELS>>,
+        series: impl IntoIterator<Item = Series<'s, V, LABELS>>,
     ) -> fmt::Result {
         let mut metric = self.start(name, help, MetricType::Gauge)?;
         for (labels, value) in series {
-            metric.encode_family(&labels)?.encode_gauge(&value)?;
+            if LABELS == 0 {
+                metric.encode_gauge(&value)?;
+            } else {
+                metric.encode_family(&labels)?.encode_gauge(&value)?;
+            }
         }
         Ok(())
     }
@@ -305,11 +346,20 @@ impl Out<'_, '_> {
             .encode_gauge(&value)
     }
 
-    fn counters(&mut self, name: &str, help: &str, series: [Series<u64, 1>; 2]) -> fmt::Result {
+    pub(super) fn counters<'s, V: EncodeCounterValue, const LABELS: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        series: impl IntoIterator<Item = Series<'s, V, LABELS>>,
+    ) -> fmt::Result {
         let mut metric = self.start(name, help, MetricType::Counter)?;
         for (labels, value) in series {
-            let mut series = metric.encode_family(&labels)?;
-            series.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            if LABELS == 0 {
+                metric.encode_counter::<NoLabelSet, V, u64>(&value, None)?;
+            } else {
+                let mut series = metric.encode_family(&labels)?;
+                series.encode_counter::<NoLabelSet, V, u64>(&value, None)?;
+            }
         }
         Ok(())
     }

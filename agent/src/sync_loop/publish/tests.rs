@@ -22,6 +22,7 @@ impl Fixture {
                 Clock::new(Instant::now()),
                 eligible_without_node,
                 PerFamily::default(),
+                Arc::default(),
             ),
             engine: Engine::new(plan_config()),
             dataplane: Recording::default(),

@@ -69,7 +69,8 @@ fn the_older_format_has_the_same_series_under_the_names_that_are_announced() {
     count(&metrics);
     let exposition = Exposition::new(metrics);
     let series = |text: &str| -> Vec<String> {
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        // Those of the process move between one scrape and the next.
+        let lines = text.lines().filter(|line| line.starts_with("kubeproxy_"));
         lines.map(str::to_owned).collect()
     };
     let text = exposition.text(Format::Plain);
@@ -224,6 +225,42 @@ fn a_sync_counts_as_one_and_as_full_or_partial() {
         kubeproxy_sync_proxy_rules_duration_seconds_bucket{le="+Inf",ip_family="IPv4"} 2
     "#]]
     .assert_eq(&buckets);
+}
+
+#[test]
+fn requests_are_counted_as_client_go_counts_them() {
+    let text = scrape(|metrics| {
+        let requests = metrics.requests();
+        requests.answered("GET", Some(200), Duration::from_millis(5));
+        requests.go_to("10.96.0.1:443");
+        requests.answered("GET", Some(200), Duration::from_millis(6));
+        requests.answered("GET", Some(410), Duration::from_millis(1));
+        requests.answered("POST", Some(201), Duration::from_secs(90));
+        requests.answered("GET", None, Duration::ZERO);
+        requests.answered("TEAPOT", Some(418), Duration::ZERO);
+    });
+    let about = text.lines().filter(|line| {
+        line.contains("rest_client") && !line.contains(" 0") && !line.contains("HELP")
+    });
+    let about: String = about
+        .filter(|line| !line.contains("_bucket") || line.contains("POST") || line.contains("0.005"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    expect![[r#"
+        # TYPE rest_client_requests counter
+        rest_client_requests_total{code="200",host="10.96.0.1:443",method="GET"} 2
+        rest_client_requests_total{code="410",host="10.96.0.1:443",method="GET"} 1
+        rest_client_requests_total{code="<error>",host="10.96.0.1:443",method="GET"} 1
+        rest_client_requests_total{code="201",host="10.96.0.1:443",method="POST"} 1
+        # TYPE rest_client_request_duration_seconds histogram
+        rest_client_request_duration_seconds_count{host="10.96.0.1:443",verb="GET"} 4
+        rest_client_request_duration_seconds_bucket{le="0.005",host="10.96.0.1:443",verb="GET"} 3
+        rest_client_request_duration_seconds_sum{host="10.96.0.1:443",verb="POST"} 90.0
+        rest_client_request_duration_seconds_count{host="10.96.0.1:443",verb="POST"} 1
+        rest_client_request_duration_seconds_bucket{le="+Inf",host="10.96.0.1:443",verb="POST"} 1
+    "#]]
+    .assert_eq(&about);
+    assert!(!scrape(|_| {}).contains("rest_client"), "no API server");
 }
 
 #[test]
