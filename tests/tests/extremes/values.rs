@@ -94,6 +94,57 @@ fn endpoints_that_nobody_can_reach_are_skipped_with_a_reason_and_the_others_serv
     );
 }
 
+/// What an API server takes reaches the kernel in its usual form, and what it would refuse is told as it is written.
+#[test]
+fn odd_names_and_addresses_are_served_as_an_api_server_means_them() {
+    let cluster = Cluster::new();
+    let asker = cluster.node1.pod("asker");
+    let pod = cluster.node1.pod("pod").serving(8080);
+    let padded = pod.host.v4.to_string();
+    let padded = padded.split('.').map(|number| format!("{number:0>3}"));
+    let padded: Vec<_> = padded.collect();
+    let ports = json!([{ "port": 8080 }]);
+    let objects = [
+        service(
+            "2048-game",
+            2026,
+            json!({ "clusterIP": "010.096.000.001", "ports": [{ "port": 80 }] }),
+            &[],
+        ),
+        slice(
+            "2048-game-1",
+            "2048-game",
+            ports.clone(),
+            &[padded.join(".")],
+        ),
+        service(
+            "six",
+            2026,
+            json!({ "clusterIP": "fd00:10:96::6", "ports": [{ "port": 80 }] }),
+            &[],
+        ),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv6", "ports": ports,
+            "metadata": {
+                "name": "six-1", "namespace": "default", "labels": { "kubernetes.io/service-name": "six" },
+            },
+            "endpoints": [{ "addresses": [format!("::ffff:{}", pod.host.v4)] }, { "addresses": [pod.host.v6] }],
+        }),
+    ];
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    for (address, source) in [
+        ("10.96.0.1:80", asker.host.v4),
+        ("[fd00:10:96::6]:80", asker.host.v6),
+    ] {
+        expect_answers(&asker.host, Protocol::Tcp, at(address), &[&pod], source);
+    }
+    let said = format!(
+        "EndpointSlice default/six-1: endpoints[0].addresses[0]: ::ffff:{} is an IPv4 address mapped to IPv6",
+        pod.host.v4
+    );
+    world.agent.wait_for_log(&said, PATIENCE);
+}
+
 #[test]
 fn source_ranges_may_overlap_and_have_spaces_and_leading_zeros() {
     let cluster = Cluster::new();

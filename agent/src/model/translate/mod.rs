@@ -14,7 +14,7 @@ mod slice;
 pub mod strays;
 pub mod wire;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -96,6 +96,7 @@ fn address(text: &str, field: String, consequence: &str) -> Result<IpAddr, Compl
         return Err(Complaint::new(field, reason));
     };
     if is_special(address) {
+        let address = mapped(text).map_or(address, IpAddr::V6);
         let reason = format!(
             "{address} is an unspecified, loopback, link-local or multicast address; {consequence}"
         );
@@ -145,11 +146,28 @@ fn parse_network(text: &str) -> Option<IpNet> {
 
 /// Reads an address, as kube-apiserver does (its `ParseIPSloppy`). IPv4 addresses mapped to IPv6 become IPv4.
 fn parse_address(text: &str) -> Option<IpAddr> {
-    let parsed: Option<IpAddr> = text
-        .parse()
-        .ok()
-        .or_else(|| without_leading_zeros(text)?.parse().ok());
-    parsed.map(|address| address.to_canonical())
+    parse_as_written(text).map(|address| address.to_canonical())
+}
+
+/// The address as it is written, if it is one of IPv4 mapped to IPv6: it counts as one of IPv4, and whoever reads a message
+/// looks for what is written.
+fn mapped(text: &str) -> Option<Ipv6Addr> {
+    match parse_as_written(text)? {
+        IpAddr::V6(address) => address.to_ipv4_mapped().map(|_| address),
+        IpAddr::V4(_) => None,
+    }
+}
+
+fn parse_as_written(text: &str) -> Option<IpAddr> {
+    let parsed = text.parse().ok();
+    parsed.or_else(|| {
+        // An IPv4 address may also be the end of an IPv6 one.
+        let tidy = match text.rsplit_once(':') {
+            Some((before, last)) => format!("{before}:{}", without_leading_zeros(last)?),
+            None => without_leading_zeros(text)?,
+        };
+        tidy.parse().ok()
+    })
 }
 
 /// An IPv4 address, or network, without zeros before its numbers; `None` for anything else. Old objects have

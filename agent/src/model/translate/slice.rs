@@ -3,7 +3,9 @@
 use k8s_openapi::api::discovery::v1 as api;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::{HEADLESS_LABEL, address, keep_good, label, name_of, port, protocol, service_of};
+use super::{
+    HEADLESS_LABEL, address, keep_good, label, mapped, name_of, port, protocol, service_of,
+};
 use crate::model::{Complaint, Endpoint, Family, Hints, Parsed, Place, Slice, SlicePort, Trigger};
 
 /// The annotation with the time, in RFC 3339, of the change that the slice follows (`EndpointsLastChangeTriggerTime`
@@ -101,6 +103,10 @@ fn endpoint(
     let field = format!("endpoints[{index}].addresses[0]");
     let address = address(text, field.clone(), SKIPPED)?;
     if Family::of(address) != family {
+        let address = match mapped(text) {
+            Some(address) => format!("{address} is an IPv4 address mapped to IPv6, which"),
+            None => address.to_string(),
+        };
         let reason = format!(
             "{address} is not an {family} address as addressType says; the endpoint is skipped"
         );

@@ -1,5 +1,7 @@
 //! API objects in, model types and complaints out.
 
+mod odd;
+
 use expect_test::{Expect, expect};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as api;
 
-use super::super::address;
+use super::super::{address, mapped};
 use crate::model::{Complaint, ServiceType};
 
 /// What follows from an address that cannot be served.
@@ -69,6 +69,10 @@ impl Addresses {
             .iter()
             .any(|own| own.is_ipv4() == ip.is_ipv4())
         {
+            let ip = match mapped(text) {
+                Some(ip) => format!("{ip}, an IPv4 address mapped to IPv6"),
+                None => ip.to_string(),
+            };
             let reason = format!("the Service has no ClusterIP of the family of {ip}; {SKIPPED}");
             return Err(Complaint::new(field, reason));
         }
