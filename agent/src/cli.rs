@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser};
 
+use crate::config::boolean;
 use crate::dataplane::Backend;
 use crate::dataplane::ebpf::{self, maglev::TableSize};
 use crate::dry_run::Output;
@@ -63,11 +64,31 @@ pub struct Cli {
     )]
     pub cleanup: bool,
 
-    /// A file with a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1), as kubeadm writes it, read once
-    /// at the start. What a flag says goes before what the file says (kube-proxy ignores most flags beside a
-    /// file)
+    /// A file with a KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1 or v1alpha2), as kubeadm writes it.
+    /// When it changes, proxyd ends, to be started anew. What a flag says goes before what the file says
+    /// (kube-proxy ignores most flags beside a file)
     #[arg(long, value_name = "FILE")]
     pub config: Option<OsString>,
+
+    /// Write the configuration that flags and --config come to, as a file for --config, and exit
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub write_config_to: Option<OsString>,
+
+    /// Make the settings that need root (those of connection tracking, and with --backend ebpf the ports that are
+    /// reserved), and exit; without them, proxyd can run with CAP_NET_ADMIN alone
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true,
+        value_parser = boolean,
+        conflicts_with = "dry_run",
+        value_name = "BOOL"
+    )]
+    pub init_only: bool,
 
     /// How much to log: 2 what matters to an operator, 4 every sync, 6 everything
     /// [default: 2]
@@ -174,9 +195,27 @@ pub struct TrafficFlags {
     )]
     pub nodeport_addresses: Vec<String>,
 
-    /// `nftables`. The other modes of kube-proxy, iptables and ipvs, are taken for it
+    /// `nftables`. The other modes of kube-proxy, iptables and ipvs, are taken for it; with them, NodePorts are at
+    /// all addresses of the node if --nodeport-addresses says nothing (iptables: at 127.0.0.1 too, for TCP)
     #[arg(long, value_name = "MODE")]
     pub proxy_mode: Option<String>,
+
+    /// With --proxy-mode iptables: whether NodePorts are at 127.0.0.1 too (kube-proxy's way) [default: true]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide = true,
+        value_parser = boolean,
+        value_name = "BOOL"
+    )]
+    pub iptables_localhost_nodeports: Option<bool>,
+
+    /// Feature gates of Kubernetes, such as AllowServiceExternalIPs=false, with which externalIPs of Services are
+    /// not served
+    #[arg(long, value_name = "GATE=BOOL,…", value_delimiter = ',')]
+    pub feature_gates: Vec<String>,
 
     /// How long rules may be behind; the health check fails after twice as long [default: 30s]
     #[arg(long, value_name = "DURATION")]
@@ -328,15 +367,6 @@ fn service_name(text: &str) -> Result<ObjectName, String> {
         return Err("write NAMESPACE/NAME".to_owned());
     }
     Ok(ObjectName::new(namespace, name))
-}
-
-/// A boolean as Go's flags take it: `--flag`, `--flag=true`, `--flag=F` and so on.
-fn boolean(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("write true or false".to_owned()),
-    }
 }
 
 #[cfg(test)]

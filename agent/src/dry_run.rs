@@ -100,7 +100,9 @@ struct View<'a> {
 pub fn dry_run(objects: &Objects, settings: &Settings<'_>) -> DryRun {
     let mut notes = Vec::new();
     let mut snapshot = Snapshot::default();
-    snapshot.set_services(sift("Service", objects.parsed_services(), &mut notes));
+    let services = objects.parsed_services().into_iter();
+    let services = services.map(|parsed| settings.plan.admit(parsed));
+    snapshot.set_services(sift("Service", services.collect(), &mut notes));
     let slices = objects.parsed_slices(settings.node_name);
     snapshot.set_slices(sift("EndpointSlice", slices, &mut notes));
     let service_cidrs = objects.parsed_service_cidrs();

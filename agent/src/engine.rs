@@ -124,10 +124,12 @@ impl Engine {
     pub fn handle(&mut self, event: Event) {
         match event {
             Event::ServicesListed(list) => {
-                self.snapshot.set_services(self.services.sift_list(list));
+                let list = list.into_iter().map(|parsed| self.config.admit(parsed));
+                let list = self.services.sift_list(list.collect());
+                self.snapshot.set_services(list);
                 self.awaited.services = false;
             }
-            Event::ServiceApplied(parsed) => match self.services.sift(parsed) {
+            Event::ServiceApplied(parsed) => match self.services.sift(self.config.admit(parsed)) {
                 Ok(service) => self.snapshot.put_service(service),
                 Err(name) => self.snapshot.remove_service(&name),
             },

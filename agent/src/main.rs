@@ -26,12 +26,14 @@ fn main() -> ExitCode {
     };
     let verbosity = logging::start(lines, config.logging.verbosity);
     for note in &config.notes {
-        tracing::warn!("{note}");
+        note.log();
     }
-    let result = match config.mode {
+    let result = match &config.mode {
         Mode::Agent => run::agent(&config, &verbosity).map(|()| ExitCode::SUCCESS),
         Mode::Cleanup => run::cleanup(&config).map(|()| ExitCode::SUCCESS),
-        Mode::DryRun(output) => dry_run(&config, output),
+        Mode::Init => run::init(&config).map(|()| ExitCode::SUCCESS),
+        Mode::WriteConfig(path) => run::write_config(&config, path).map(|()| ExitCode::SUCCESS),
+        Mode::DryRun(output) => dry_run(&config, *output),
     };
     result.unwrap_or_else(|error| {
         match lines {

@@ -1,13 +1,14 @@
 //! Wires the tasks for each mode of the program: sources send events, the loop takes them, servers tell of it.
 
+mod changes;
 mod servers;
+mod sources;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::time::Instant;
 
-use ::kube::Client;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
@@ -26,13 +27,14 @@ use crate::host::sole::{self, Claim};
 use crate::host::{families, other_proxy, sysctl};
 use crate::http::Clock;
 use crate::http::listen::ListenError;
-use crate::http::metrics::{Metrics, Requests};
+use crate::http::metrics::Metrics;
 use crate::logging::Verbosity;
 use crate::machine::Machine;
 use crate::model::{Family, PerFamily};
-use crate::source::kube::{self, KubeError, Patience};
-use crate::source::manifests::{ManifestError, Manifests, Watched};
+use crate::source::kube::{self, KubeError};
+use crate::source::manifests::{ManifestError, Manifests};
 use crate::sync_loop::{Draining, Ended, Message, Publisher, SyncLoop};
+use sources::{Sources, send_to};
 
 /// Why proxyd ends with a failure.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +60,20 @@ pub enum RunError {
     /// A source ended though the agent runs.
     #[error("{0}; stopping, to be started anew; the rules stay in place")]
     SourceEnded(String),
+    /// What only root may do could not be done.
+    #[error(
+        "not all settings could be made; run proxyd --init-only as root (in a pod: privileged)"
+    )]
+    Init,
+    /// The configuration could not be written.
+    #[error("--write-config-to {}: {source}", path.display())]
+    WriteConfig {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
     /// The machine's addresses are not known.
     #[error(transparent)]
     Addresses(#[from] AddressError),
@@ -68,10 +84,10 @@ pub enum RunError {
     )]
     AgentRuns(String),
     /// An address of a server cannot be had, and that was said to end the agent.
-    #[error("--{flag}: {source} (--bind-address-hard-fail)")]
+    #[error("{place}: {source}; proxyd is not to run without it (--bind-address-hard-fail)")]
     Listen {
-        /// The flag that names the address.
-        flag: &'static str,
+        /// The setting that names the address.
+        place: String,
         /// Why nobody listens there.
         #[source]
         source: ListenError,
@@ -84,14 +100,17 @@ pub enum RunError {
 /// What makes it impossible to begin. Later failures are logged and tried again.
 pub fn agent(config: &Config, verbosity: &Verbosity) -> Result<(), RunError> {
     let started = Instant::now();
+    let runtime = runtime()?;
+    // What the caller has to mend comes before what the machine lacks, and both before anything is changed.
+    let metrics = Arc::new(Metrics::default());
+    let sources = Sources::open(&runtime, config, metrics.requests())?;
     if config.backend == Backend::Ebpf {
-        // Before anything is changed: what the machine lacks does not come by itself.
+        // What the machine lacks does not come by itself.
         ebpf::check(&config.places)?;
     }
     let mut nft = Nft::new(&config.skeleton)?;
     // The one failure that trying again does not mend; all others are tried again by the loop.
     nft.check()?;
-    let runtime = runtime()?;
     let mut signals = {
         let _context = runtime.enter();
         Signals::listen().map_err(RunError::Start)?
@@ -109,8 +128,15 @@ pub fn agent(config: &Config, verbosity: &Verbosity) -> Result<(), RunError> {
             return Ok(());
         }
     };
-    sysctl::tune(&config.conntrack, Path::new("/"));
-    let ended = live(&runtime, config, nft, (started, signals), verbosity);
+    let start = Start {
+        runtime: &runtime,
+        config,
+        verbosity,
+        metrics,
+        started,
+        signals,
+    };
+    let ended = start.live(sources, nft);
     // Dropping it would wait for the task that reads files, which nobody ends.
     runtime.shutdown_background();
     match ended? {
@@ -122,55 +148,73 @@ pub fn agent(config: &Config, verbosity: &Verbosity) -> Result<(), RunError> {
     }
 }
 
-/// Starts all tasks of the live agent, and runs its loop to the end.
-fn live(
-    runtime: &Runtime,
-    config: &Config,
-    mut nft: Nft,
-    (started, signals): (Instant, Signals),
-    verbosity: &Verbosity,
-) -> Result<Ended, RunError> {
-    let (sender, receiver) = mpsc::channel();
-    let clock = Clock::new(started);
-    let absent = absent_families();
-    let metrics = Arc::new(Metrics::default());
-    let client = start_sources(runtime, config, metrics.requests(), &sender)?;
-    nft.watch(send_to(&sender))?;
-    let mut dataplane = dataplane(config, nft, send_to(&sender))?;
-    let publisher = {
-        let _context = runtime.enter();
-        runtime.spawn(stop_on_signals(signals, sender));
-        let publisher = Publisher::new(clock, client.is_none(), absent, Arc::clone(&metrics));
-        servers::start(config, client, clock, verbosity, &publisher)?;
-        publisher
-    };
-    info!(
-        "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
-        config.node_name
-    );
-    let counts = Arc::clone(&metrics);
-    other_proxy::watch(move |found| counts.other_proxy(found)).map_err(RunError::Start)?;
-    let tracked = Reconciler::start(move |report| {
-        for family in Family::ALL {
-            if let Some(deleted) = *report.deleted.get(family) {
-                metrics.conntrack(family, report.duration, deleted);
+/// What the live agent is started with.
+struct Start<'a> {
+    runtime: &'a Runtime,
+    config: &'a Config,
+    verbosity: &'a Verbosity,
+    metrics: Arc<Metrics>,
+    started: Instant,
+    signals: Signals,
+}
+
+impl Start<'_> {
+    /// Starts all tasks of the live agent, and runs its loop to the end.
+    fn live(self, sources: Sources, mut nft: Nft) -> Result<Ended, RunError> {
+        let Self {
+            runtime,
+            config,
+            verbosity,
+            metrics,
+            started,
+            signals,
+        } = self;
+        let (sender, receiver) = mpsc::channel();
+        let clock = Clock::new(started);
+        let absent = absent_families();
+        let publisher = {
+            let _context = runtime.enter();
+            runtime.spawn(stop_on_signals(signals, sender.clone()));
+            let client = sources.client();
+            let metrics = Arc::clone(&metrics);
+            let publisher = Publisher::new(clock, client.is_none(), absent, metrics);
+            servers::start(config, client, clock, verbosity, &publisher)?;
+            publisher
+        };
+        sources.start(runtime, &config.node_name, &sender);
+        // From here on the kernel is changed.
+        sysctl::tune(&config.conntrack, Path::new("/"));
+        nft.watch(send_to(&sender))?;
+        let mut dataplane = dataplane(config, nft, send_to(&sender))?;
+        drop(sender);
+        info!(
+            "node {}: waiting for Services, EndpointSlices, the Node and the machine's addresses",
+            config.node_name
+        );
+        let of_others = Arc::clone(&metrics);
+        other_proxy::watch(move |found| of_others.other_proxy(found)).map_err(RunError::Start)?;
+        let tracked = Reconciler::start(move |report| {
+            for family in Family::ALL {
+                if let Some(deleted) = *report.deleted.get(family) {
+                    metrics.conntrack(family, report.duration, deleted);
+                }
             }
-        }
-    });
-    let sockets = match config.backend {
-        Backend::Nftables => None,
-        Backend::Ebpf => Some(Closer::start(&config.places).map_err(RunError::Start)?),
-    };
-    let draining = Draining {
-        tracked: tracked.map_err(RunError::Start)?,
-        sockets,
-    };
-    let engine = Engine::new(config.plan.clone())
-        .ending_tcp(config.closes_tcp)
-        .without(absent);
-    let machine = Machine::new(engine, fastrand::u64(..));
-    let dataplane = dataplane.as_mut();
-    Ok(SyncLoop::new(machine, dataplane, publisher, draining, clock).run(&receiver))
+        });
+        let sockets = match config.backend {
+            Backend::Nftables => None,
+            Backend::Ebpf => Some(Closer::start(&config.places).map_err(RunError::Start)?),
+        };
+        let draining = Draining {
+            tracked: tracked.map_err(RunError::Start)?,
+            sockets,
+        };
+        let engine = Engine::new(config.plan.clone())
+            .ending_tcp(config.closes_tcp)
+            .without(absent);
+        let machine = Machine::new(engine, fastrand::u64(..));
+        let dataplane = dataplane.as_mut();
+        Ok(SyncLoop::new(machine, dataplane, publisher, draining, clock).run(&receiver))
+    }
 }
 
 /// The families that the kernel lacks, which is said.
@@ -210,50 +254,29 @@ fn dataplane(
     }
 }
 
-/// Starts the tasks that send events. Returns the client of the API server, if there is one.
-fn start_sources(
-    runtime: &Runtime,
-    config: &Config,
-    requests: &Arc<Requests>,
-    sender: &Sender<Message>,
-) -> Result<Option<Client>, RunError> {
-    let send = send_to(sender);
-    let node_name = config.node_name.clone();
-    let watch_addresses = addresses::watch(send.clone());
-    let (objects, client) = match &config.source {
-        SourceConfig::Kubernetes { kubeconfig, master } => {
-            let client = kube::client(kubeconfig.as_deref(), master.as_ref(), requests);
-            let client = runtime.block_on(client)?;
-            let watch = kube::watch(client.clone(), node_name, Patience::default(), send);
-            (runtime.spawn(watch), Some(client))
-        }
-        SourceConfig::Manifests(paths) => {
-            let watched = Watched::new(Manifests::at(paths)?)?;
-            let watch = runtime.spawn_blocking(move || watched.run(&node_name, send));
-            (watch, None)
-        }
-    };
-    for (what, task) in [
-        ("the watch of addresses", runtime.spawn(watch_addresses)),
-        ("the watch of Services", objects),
-    ] {
-        let sender = sender.clone();
-        runtime.spawn(async move {
-            let how = match task.await {
-                Ok(()) => format!("{what} ended"),
-                Err(error) => format!("{what} ended: {error}"),
-            };
-            // If nobody listens, the agent is stopping already.
-            let _ = sender.send(Message::SourceEnded(how));
-        });
+/// Makes the settings that only root may make, so that an agent with CAP_NET_ADMIN alone finds them made.
+///
+/// # Errors
+/// That one could not be made; which and why was logged.
+pub fn init(config: &Config) -> Result<(), RunError> {
+    let is_tuned = sysctl::tune(&config.conntrack, Path::new("/"));
+    let is_reserved = config.backend == Backend::Nftables || ebpf::reserve_ports();
+    if is_tuned && is_reserved {
+        info!("all settings are made; proxyd can run without --init-only now");
+        Ok(())
+    } else {
+        Err(RunError::Init)
     }
-    Ok(client)
 }
 
-/// What sources call with an event. It tells whether events are still taken.
-fn send_to(sender: &Sender<Message>) -> impl Fn(Event) -> bool + Clone + Send + 'static {
-    let sender = sender.clone();
-    move |event| sender.send(Message::Event(event, Instant::now())).is_ok()
+/// Writes the configuration in force as a file for `--config`.
+///
+/// # Errors
+/// That the file cannot be written.
+pub fn write_config(config: &Config, path: &Path) -> Result<(), RunError> {
+    let written = std::fs::write(path, config.to_yaml());
+    let path = path.to_owned();
+    written.map_err(|source| RunError::WriteConfig { path, source })
 }
 
 /// Removes our rules from the kernel, where no agent runs that would put them back.
@@ -295,9 +318,8 @@ pub fn plan_once(
         SourceConfig::Kubernetes { kubeconfig, master } => {
             let objects = runtime.block_on(async {
                 let requests = Arc::default();
-                let client =
-                    kube::client(kubeconfig.as_deref(), master.as_ref(), &requests).await?;
-                kube::list_once(&client, &config.node_name).await
+                let api = kube::client(kubeconfig.as_ref(), master.as_ref(), &requests).await?;
+                kube::list_once(&api, &config.node_name).await
             })?;
             (objects, Vec::new(), None)
         }

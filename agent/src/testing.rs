@@ -100,6 +100,7 @@ pub(crate) fn plan_config() -> PlanConfig {
         node_port_addresses: NodePortAddresses::primary(),
         pod_networks: PodNetworks::Fixed(Vec::new()),
         masquerade_all: false,
+        external_ips: true,
     }
 }
 

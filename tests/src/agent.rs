@@ -120,6 +120,17 @@ impl Agent {
         (status, self.log())
     }
 
+    /// Waits until the agent ends by itself, and returns how it ended and what it logged.
+    ///
+    /// # Panics
+    /// If it still runs after `patience`.
+    pub fn wait(mut self, patience: Duration) -> (ExitStatus, Vec<String>) {
+        let status = wait::poll(patience, || self.exited());
+        let status = status.unwrap_or_else(|| panic!("the agent does not end within {patience:?}"));
+        self.finish_log();
+        (status, self.log())
+    }
+
     /// Ends the agent without giving it a chance to do anything (SIGKILL), and waits until it is gone.
     pub fn kill(mut self) {
         self.end();

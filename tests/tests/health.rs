@@ -348,13 +348,13 @@ fn a_taken_port_ends_the_agent_only_if_it_is_to() {
         let output = run_once(&netns, &[&args[..], &["--bind-address-hard-fail"]].concat());
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
-        let expected = format!("error: --{flag}-bind-address: listening on ");
+        let expected = format!("error: the default of --{flag}-bind-address: listening on ");
         assert!(said.contains(&expected), "{said}");
 
         let agent = Agent::start(&netns, &args);
         agent.wait_for_log("in sync", PATIENCE);
         agent.wait_for_log(
-            &format!("WARN --{flag}-bind-address: listening on"),
+            &format!("WARN the default of --{flag}-bind-address: listening on"),
             PATIENCE,
         );
         drop(holder);

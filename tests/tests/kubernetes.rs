@@ -282,6 +282,24 @@ fn nothing_is_written_before_both_lists_are_complete() {
     agent.terminate();
 }
 
+/// As client-go has it, for servers that stream badly.
+#[test]
+fn lists_are_not_streamed_where_the_gate_is_off() {
+    let fixture = Served::new(Options::default());
+    fixture.create(&web("web", 1));
+    let streamed = |args: &[&str]| {
+        fixture.server.clear_requests();
+        fixture.start_in_sync(args).terminate();
+        let requests = fixture.server.requests();
+        let streamed = requests.iter();
+        let streamed = streamed.filter(|request| request.query.contains_key("sendInitialEvents"));
+        streamed.count()
+    };
+    assert_eq!(streamed(&[]), 4);
+    assert_eq!(streamed(&["--feature-gates=WatchListClient=false"]), 0);
+    wait_for_endpoints(&fixture.node, 1, &[1]);
+}
+
 #[test]
 fn a_sick_older_server_is_complained_about_once() {
     let options = Options {

@@ -137,9 +137,13 @@ fn rules_of_an_earlier_agent_serve_while_the_server_is_away_at_the_start() {
     let before = generation.get().unwrap();
 
     let agent = site.start_agent();
-    for kind in KINDS {
-        agent.wait_for_log(&format!("watching {kind}: no answer"), PATIENCE);
-    }
+    // What is wrong with the server is said once, and not once for each kind, with its address.
+    let away = "no answer from the API server";
+    let said = agent.wait_for_log(away, PATIENCE);
+    assert!(
+        said.contains("; trying again at http://127.0.0.1:"),
+        "{said}"
+    );
     eventually("only /livez is content", PATIENCE, || {
         site.codes() == [503, 200]
     });
@@ -156,7 +160,13 @@ fn rules_of_an_earlier_agent_serve_while_the_server_is_away_at_the_start() {
     site.wait_for_rules("10.96.0.2");
     site.wait_for("10.96.0.2:80", 0);
     eventually("both are content", PATIENCE, || site.codes() == [200, 200]);
-    agent.terminate();
+    agent.wait_for_log("answers again", PATIENCE);
+    let (_, log) = agent.terminate();
+    assert_eq!(
+        (count(&log, away), count(&log, "answers again")),
+        (1, 1),
+        "{log:#?}"
+    );
 }
 
 #[test]
@@ -289,7 +299,7 @@ fn a_cluster_out_of_a_backup_is_taken_for_what_it_is() {
     let agent = fixture.start_in_sync(&[]);
     assert_eq!(served(&fixture), 40);
     fixture.server.stop();
-    agent.wait_for_log("watching services: no answer", PATIENCE);
+    agent.wait_for_log("no answer from the API server", PATIENCE);
     fixture
         .server
         .delete(Resource::Services, "default", "web-0");

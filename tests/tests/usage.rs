@@ -288,7 +288,7 @@ fn wrong_usage_ends_with_2_and_a_failure_with_1() {
     check(
         &["--kubeconfig", "/nowhere/config"],
         1,
-        "--kubeconfig /nowhere/config",
+        "error: --kubeconfig: /nowhere/config: cannot be read: No such file",
     );
     check(&["--master", "not a url"], 2, "--master: not a URL");
     check(
@@ -332,9 +332,22 @@ fn without_privileges_the_agent_says_what_it_needs() {
     let refused = run(&[]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(
-        text(&refused).contains("run proxyd as root, or with CAP_NET_ADMIN"),
+        text(&refused).contains(
+            "run proxyd as root, or with CAP_NET_ADMIN (in Kubernetes: securityContext.runAsUser: 0"
+        ),
         "{}",
         text(&refused)
+    );
+    // Wrong usage comes first: nobody wants to be given capabilities to hear of it.
+    let usage = netns.run(
+        "setpriv",
+        &[&nobody[..], &["--", program.to_str().unwrap()]].concat(),
+        "",
+    );
+    let usage = text(&usage.unwrap());
+    assert!(
+        usage.contains("no cluster to watch") && !usage.contains("CAP_NET_ADMIN"),
+        "{usage}"
     );
     let dry_run = run(&["--dry-run"]);
     assert!(

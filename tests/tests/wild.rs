@@ -27,6 +27,7 @@ fn the_objects_come_to_every_kind_of_element_and_complaint() {
         node_port_addresses: NodePortAddresses::primary(),
         pod_networks: PodNetworks::OfNode,
         masquerade_all: false,
+        external_ips: true,
     };
     let skeleton = SkeletonConfig {
         detector: PerFamily::default(),

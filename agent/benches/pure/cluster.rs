@@ -22,6 +22,7 @@ pub(crate) fn config() -> PlanConfig {
         node_port_addresses: NodePortAddresses::primary(),
         pod_networks: PodNetworks::OfNode,
         masquerade_all: false,
+        external_ips: true,
     }
 }
 

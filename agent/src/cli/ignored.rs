@@ -10,7 +10,6 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 /// Those that take a value.
 const VALUES: &[&str] = &[
     "config-sync-period",
-    "feature-gates",
     "iptables-min-sync-period",
     "ipvs-exclude-cidrs",
     "ipvs-min-sync-period",
@@ -36,7 +35,6 @@ const VALUES: &[&str] = &[
     "stderrthreshold",
     "udp-timeout",
     "vmodule",
-    "write-config-to",
 ];
 
 /// Those that are true or false.
@@ -44,7 +42,6 @@ const BOOLEANS: &[&str] = &[
     "add-dir-header",
     "alsologtostderr",
     "cleanup-ipvs",
-    "iptables-localhost-nodeports",
     "ipvs-strict-arp",
     "log-json-split-stream",
     "log-text-split-stream",

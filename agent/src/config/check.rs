@@ -3,15 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::LogFormat;
 use super::duration;
 use super::given::{ConfigError, Given, Place};
 use crate::dataplane::Backend;
 use crate::dry_run::Output;
-use crate::model::{Family, PerFamily};
-use crate::plan::NodePortAddresses;
 
 /// How the dry run is printed. JSON of the rules is not on offer: what nft calls JSON holds less than the rules (it has no
 /// `typeof` of a map's key), so nobody could load it.
@@ -79,51 +77,26 @@ pub(super) fn url(given: &Given<String>) -> Result<http::Uri, ConfigError> {
     })
 }
 
-/// Which addresses have NodePorts.
-pub(super) fn node_port_addresses(
-    given: Option<&Given<Vec<String>>>,
-) -> Result<NodePortAddresses, ConfigError> {
-    let Some(given) = given else {
-        return Ok(NodePortAddresses::primary());
-    };
-    let mut addresses = NodePortAddresses::default();
-    for value in &given.value {
-        match value.trim() {
-            "primary" => addresses.primary = true,
-            "localhost" => addresses.localhost = PerFamily::from_fn(|_| true),
-            "all" => addresses.networks.extend(everywhere()),
-            other => {
-                let network = network(other).map_err(|reason| {
-                    let keywords = "; or primary, localhost or all";
-                    given.place.refuse(other, format!("{reason}{keywords}"))
-                })?;
-                // A network that has loopback addresses beside others does not ask for them (KEP-6032).
-                if network.network().is_loopback() {
-                    *addresses.localhost.get_mut(Family::of(network.addr())) = true;
-                } else {
-                    addresses.networks.push(network);
-                }
-            }
-        }
-    }
-    Ok(addresses)
-}
-
-/// The networks of all addresses.
-fn everywhere() -> [IpNet; 2] {
-    [Ipv4Net::default().into(), Ipv6Net::default().into()]
-}
-
 /// Networks of pods.
 pub(super) fn networks(given: Option<&Given<Vec<String>>>) -> Result<Vec<IpNet>, ConfigError> {
     given.map_or(Ok(Vec::new()), |given| given.parse_each(network))
 }
 
-fn network(value: &str) -> Result<IpNet, String> {
+/// A network, without the bits after its prefix.
+pub(super) fn network(value: &str) -> Result<IpNet, String> {
     let network: IpNet = value.trim().parse().map_err(|_| {
         "not a network; write an address and a prefix length, such as 10.244.0.0/16".to_owned()
     })?;
     Ok(network.trunc())
+}
+
+/// A boolean as Go's flags take it: `--flag=true`, `--flag=F` and so on.
+pub(crate) fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("write true or false".to_owned()),
+    }
 }
 
 /// The bit of the mark.
@@ -174,6 +147,8 @@ pub(super) fn sync_period(given: Option<&Given<String>>) -> Result<Duration, Con
 /// A server that others ask.
 #[derive(Debug)]
 pub(super) struct Server<'a> {
+    /// The flag that names its address, without dashes.
+    pub(super) flag: &'static str,
     /// Its address, with or without a port; empty for no server.
     pub(super) address: Option<&'a Given<String>>,
     /// Its port, where the address says none; 0 for no server.
@@ -185,6 +160,16 @@ pub(super) struct Server<'a> {
 }
 
 impl Server<'_> {
+    /// Where its address was set, or which flag would.
+    pub(super) fn place(&self) -> String {
+        let address = self.address.map(|given| &given.place);
+        let place = address.or(self.port.map(|given| &given.place));
+        place.map_or_else(
+            || format!("the default of --{}", self.flag),
+            ToString::to_string,
+        )
+    }
+
     /// Where it listens. `bind_address` says the family of the default, as in kube-proxy.
     pub(super) fn address(&self, bind_address: IpAddr) -> Result<Option<SocketAddr>, ConfigError> {
         let port = self.port.map(|given| {

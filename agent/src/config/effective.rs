@@ -26,10 +26,10 @@ impl Config {
     /// The configuration in force, with its defaults.
     pub(super) fn effective(&self) -> Value {
         let kubeconfig = match &self.source {
-            SourceConfig::Kubernetes { kubeconfig, .. } => kubeconfig.as_deref(),
+            SourceConfig::Kubernetes { kubeconfig, .. } => kubeconfig.as_ref(),
             SourceConfig::Manifests(_) => None,
         };
-        let kubeconfig = kubeconfig.map(|path| path.display().to_string());
+        let kubeconfig = kubeconfig.map(|file| file.path.display().to_string());
         let address = |address: Option<SocketAddr>| match address {
             Some(address) => address.to_string(),
             None => String::new(),
@@ -40,6 +40,10 @@ impl Config {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "mode": "nftables",
+            "featureGates": {
+                "AllowServiceExternalIPs": self.plan.external_ips,
+                "WatchListClient": self.streaming_lists,
+            },
             "hostnameOverride": self.node_name,
             "clientConnection": { "kubeconfig": kubeconfig.unwrap_or_default() },
             "logging": {

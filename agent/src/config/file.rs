@@ -1,138 +1,47 @@
 //! The file of `--config`: a `KubeProxyConfiguration`, YAML or JSON → raw settings.
 //!
-//! The fields are those of `kubeproxy.config.k8s.io/v1alpha1` (`k8s.io/kube-proxy/config/v1alpha1`). Those that
+//! The fields are those of `kubeproxy.config.k8s.io/v1alpha1` and `v1alpha2` (`k8s.io/kube-proxy/config`). Those that
 //! proxyd has no use for are known by name and taken silently; any other one is noted, as kube-proxy does, and
 //! costs nothing else. A value of the wrong type refuses the file.
 
+mod document;
+mod fields;
+mod leaf;
+
 use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
+use ipnet::IpNet;
 use serde_json::Value;
 
+use super::Note;
 use super::duration;
 use super::given::{ConfigError, Given, Place};
 use super::raw::{Raw, non_empty};
+use crate::http::{health, metrics_server};
+use document::Document;
+use fields::{Fields, OF_V1ALPHA1, OF_V1ALPHA2, WITHOUT_EFFECT};
 
-/// The one version that there is.
+/// The version that kubeadm writes.
 pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+
+/// The version after it.
+const API_VERSION_2: &str = "kubeproxy.config.k8s.io/v1alpha2";
 
 /// The kind of the object in the file.
 pub(super) const KIND: &str = "KubeProxyConfiguration";
-
-/// Fields of kube-proxy, some of older releases, that have no effect.
-const WITHOUT_EFFECT: &[&str] = &[
-    "apiVersion",
-    "kind",
-    "metadata",
-    "clientConnection.acceptContentTypes",
-    "clientConnection.burst",
-    "clientConnection.contentType",
-    "clientConnection.qps",
-    "configSyncPeriod",
-    "featureGates",
-    "iptables.localhostNodePorts",
-    "iptables.minSyncPeriod",
-    "iptables.snatNodeInternalIP",
-    "ipvs.excludeCIDRs",
-    "ipvs.minSyncPeriod",
-    "ipvs.scheduler",
-    "ipvs.strictARP",
-    "ipvs.tcpFinTimeout",
-    "ipvs.tcpTimeout",
-    "ipvs.udpTimeout",
-    "logging.flushFrequency",
-    "logging.options",
-    "logging.vmodule",
-    "nftables.minSyncPeriod",
-    "oomScoreAdj",
-    "portRange",
-    "showHiddenMetricsForVersion",
-    "udpIdleTimeout",
-    "windowsRunAsService",
-    "winkernel",
-];
 
 /// A file that was read.
 #[derive(Debug)]
 pub(super) struct File {
     path: Arc<Path>,
+    text: String,
     fields: Fields,
-    /// The fields that kube-proxy does not know.
-    unknown: Vec<String>,
-}
-
-/// The fields that matter. Everything may be missing or null, as kubeadm leaves it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Fields {
-    client_connection: Option<ClientConnection>,
-    hostname_override: Option<String>,
-    mode: Option<String>,
-    #[serde(rename = "clusterCIDR")]
-    cluster_cidr: Option<String>,
-    detect_local_mode: Option<String>,
-    detect_local: Option<DetectLocal>,
-    node_port_addresses: Option<Vec<String>>,
-    bind_address: Option<String>,
-    bind_address_hard_fail: Option<bool>,
-    enable_profiling: Option<bool>,
-    healthz_bind_address: Option<String>,
-    metrics_bind_address: Option<String>,
-    iptables: Option<Rules>,
-    ipvs: Option<Ipvs>,
-    nftables: Option<Rules>,
-    logging: Option<Logging>,
-    conntrack: Option<Conntrack>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ClientConnection {
-    kubeconfig: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct DetectLocal {
-    bridge_interface: Option<String>,
-    interface_name_prefix: Option<String>,
-}
-
-/// The section of a mode.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Rules {
-    masquerade_all: Option<bool>,
-    masquerade_bit: Option<i64>,
-    sync_period: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Ipvs {
-    sync_period: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Logging {
-    format: Option<String>,
-    verbosity: Option<i64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Conntrack {
-    max_per_core: Option<i64>,
-    min: Option<i64>,
-    tcp_established_timeout: Option<String>,
-    tcp_close_wait_timeout: Option<String>,
-    tcp_be_liberal: Option<bool>,
-    udp_timeout: Option<String>,
-    udp_stream_timeout: Option<String>,
+    /// What is odd about it.
+    notes: Vec<Note>,
 }
 
 impl File {
@@ -147,45 +56,72 @@ impl File {
         };
         let text = fs::read_to_string(path)
             .map_err(|source| error(format!("cannot be read: {source}")))?;
-        Self::parse(path, &text).map_err(error)
+        Self::parse(path, text).map_err(error)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, String> {
-        let value = value(text)?;
+    fn parse(path: &Path, text: String) -> Result<Self, String> {
+        let document = Document::parse(&text)?;
+        let mut value = document.value;
         let found = |key| value.get(key).and_then(Value::as_str).unwrap_or_default();
         if found("kind") != KIND {
             return Err(format!("kind: {:?} is not {KIND}", found("kind")));
         }
-        if found("apiVersion") != API_VERSION {
-            let version = found("apiVersion");
-            return Err(format!(
-                "apiVersion: {version:?} is not known; write {API_VERSION}"
-            ));
+        let (version, of_other, other) = match found("apiVersion") {
+            API_VERSION => ("v1alpha1", OF_V1ALPHA2, "v1alpha2"),
+            API_VERSION_2 => ("v1alpha2", OF_V1ALPHA1, "v1alpha1"),
+            version => {
+                return Err(format!(
+                    "apiVersion: {version:?} is not known; write {API_VERSION}"
+                ));
+            }
+        };
+        let file = path.display();
+        let twice = document.twice.iter().map(|key| {
+            Note::warn(format!(
+                "{key} in {file}: it is there more than once; the last one counts"
+            ))
+        });
+        let mut notes: Vec<_> = twice.collect();
+        if document.has_more {
+            notes.push(Note::warn(format!(
+                "{file}: the first document counts; what is behind it is ignored"
+            )));
         }
-        let mut unknown = Vec::new();
+        for (field, instead) in of_other {
+            if take(&mut value, field) {
+                notes.push(Note::warn(format!(
+                    "{field} in {file}: a field of {other}, which {version} has as {instead}; it is ignored"
+                )));
+            }
+        }
         let mut track = serde_path_to_error::Track::new();
         let tracked = serde_path_to_error::Deserializer::new(&value, &mut track);
         let fields = serde_ignored::deserialize(tracked, |path| {
             // Optional sections show as a question mark.
             let field = path.to_string().replace(".?", "");
             if !WITHOUT_EFFECT.contains(&field.as_str()) {
-                unknown.push(field);
+                notes.push(Note::warn(format!(
+                    "{field} in {file}: not a known field; it is ignored"
+                )));
             }
         });
         let fields = fields.map_err(|error| format!("{}: {error}", track.path()))?;
         Ok(Self {
             path: path.into(),
+            text,
             fields,
-            unknown,
+            notes,
         })
     }
 
     /// What to tell about the file.
-    pub(super) fn notes(&self) -> impl Iterator<Item = String> {
-        let file = self.path.display();
-        self.unknown
-            .iter()
-            .map(move |field| format!("{field} in {file}: not a known field; it is ignored"))
+    pub(super) fn notes(&self) -> &[Note] {
+        &self.notes
+    }
+
+    /// Its path, and what it held.
+    pub(super) fn contents(&self) -> (&Path, &str) {
+        (&self.path, &self.text)
     }
 
     /// The settings that the file makes. `mode_flag` is the mode that a flag names in place of the file's: as in
@@ -240,22 +176,48 @@ impl File {
             iptables.sync_period
         };
         // One that is not masquerading says nothing: kubeadm writes false everywhere.
-        let masquerade_all = [nftables.masquerade_all, iptables.masquerade_all];
+        let linux = fields.linux.unwrap_or_default();
+        let masquerade_all = [
+            nftables.masquerade_all,
+            iptables.masquerade_all,
+            linux.masquerade_all,
+        ];
         let masquerade_all = masquerade_all.contains(&Some(true)).then_some(true);
         let detect_local = fields.detect_local.unwrap_or_default();
-        let conntrack = fields.conntrack.unwrap_or_default();
+        // Of two versions of one setting the file has the one of its own.
+        let (in_linux, conntrack) = match linux.conntrack {
+            Some(conntrack) => (true, conntrack),
+            None => (false, fields.conntrack.unwrap_or_default()),
+        };
+        let conntrack_field = |field, field_2| if in_linux { field_2 } else { field };
+        let healthz = ("0.0.0.0", health::DEFAULT_PORT);
+        let healthz = bind_address(
+            fields.healthz_bind_addresses,
+            fields.healthz_bind_port,
+            healthz,
+        );
+        let metrics = ("127.0.0.1", metrics_server::DEFAULT_PORT);
+        let metrics = bind_address(
+            fields.metrics_bind_addresses,
+            fields.metrics_bind_port,
+            metrics,
+        );
+        let connection = fields.client_connection;
+        let kubeconfig = connection.and_then(|connection| connection.kubeconfig);
         let logging = fields.logging.unwrap_or_default();
         let cidrs = fields.cluster_cidr.unwrap_or_default();
+        let cidrs = list("clusterCIDR", cidrs.split(',').map(str::to_owned).collect());
+        let cidrs_2 = detect_local.cluster_cidrs.unwrap_or_default();
         Raw {
-            kubeconfig: fields
-                .client_connection
-                .and_then(|connection| connection.kubeconfig)
-                .filter(|path| !path.as_os_str().is_empty()),
+            kubeconfig: text("clientConnection.kubeconfig", kubeconfig).map(|given| Given {
+                value: PathBuf::from(given.value),
+                place: given.place,
+            }),
             master: None,
             hostname_override: text("hostnameOverride", fields.hostname_override),
             proxy_mode: text("mode", fields.mode.clone()),
             detect_local_mode: text("detectLocalMode", fields.detect_local_mode),
-            cluster_cidr: list("clusterCIDR", cidrs.split(',').map(str::to_owned).collect()),
+            cluster_cidr: cidrs.or_else(|| list("detectLocal.clusterCIDRs", cidrs_2)),
             pod_bridge_interface: text(
                 "detectLocal.bridgeInterface",
                 detect_local.bridge_interface,
@@ -271,9 +233,20 @@ impl File {
                 "nodePortAddresses",
                 fields.node_port_addresses.unwrap_or_default(),
             ),
+            localhost_node_ports: iptables.localhost_node_ports.map(|value| Given {
+                value,
+                place: place("iptables.localhostNodePorts"),
+            }),
+            feature_gates: (fields.feature_gates.into_iter().flatten())
+                .map(|(name, value)| {
+                    let place = place("featureGates");
+                    (name, Given { value, place })
+                })
+                .collect(),
             sync_period: period("nftables.syncPeriod", nftables.sync_period)
                 .or_else(|| period("iptables.syncPeriod", iptables_period))
-                .or_else(|| period("ipvs.syncPeriod", ipvs?.sync_period)),
+                .or_else(|| period("ipvs.syncPeriod", ipvs?.sync_period))
+                .or_else(|| period("syncPeriod", fields.sync_period)),
             log_format: text("logging.format", logging.format),
             // kubeadm writes 0 where nobody asked for a level.
             verbosity: number(
@@ -281,36 +254,93 @@ impl File {
                 logging.verbosity.filter(|level| *level != 0),
             ),
             bind_address: text("bindAddress", fields.bind_address),
-            healthz_bind_address: text("healthzBindAddress", fields.healthz_bind_address),
+            healthz_bind_address: text("healthzBindAddress", fields.healthz_bind_address)
+                .or_else(|| text("healthzBindAddresses", healthz)),
             healthz_port: None,
-            metrics_bind_address: text("metricsBindAddress", fields.metrics_bind_address),
+            metrics_bind_address: text("metricsBindAddress", fields.metrics_bind_address)
+                .or_else(|| text("metricsBindAddresses", metrics)),
             metrics_port: None,
             bind_address_hard_fail: fields.bind_address_hard_fail,
             profiling: fields.enable_profiling,
-            conntrack_max_per_core: number("conntrack.maxPerCore", conntrack.max_per_core),
-            conntrack_min: number("conntrack.min", conntrack.min),
+            conntrack_max_per_core: number(
+                conntrack_field("conntrack.maxPerCore", "linux.conntrack.maxPerCore"),
+                conntrack.max_per_core,
+            ),
+            conntrack_min: number(
+                conntrack_field("conntrack.min", "linux.conntrack.min"),
+                conntrack.min,
+            ),
             tcp_timeout_established: text(
-                "conntrack.tcpEstablishedTimeout",
+                conntrack_field(
+                    "conntrack.tcpEstablishedTimeout",
+                    "linux.conntrack.tcpEstablishedTimeout",
+                ),
                 conntrack.tcp_established_timeout,
             ),
             tcp_timeout_close_wait: text(
-                "conntrack.tcpCloseWaitTimeout",
+                conntrack_field(
+                    "conntrack.tcpCloseWaitTimeout",
+                    "linux.conntrack.tcpCloseWaitTimeout",
+                ),
                 conntrack.tcp_close_wait_timeout,
             ),
             tcp_be_liberal: conntrack.tcp_be_liberal,
-            udp_timeout: text("conntrack.udpTimeout", conntrack.udp_timeout),
-            udp_timeout_stream: text("conntrack.udpStreamTimeout", conntrack.udp_stream_timeout),
+            udp_timeout: text(
+                conntrack_field("conntrack.udpTimeout", "linux.conntrack.udpTimeout"),
+                conntrack.udp_timeout,
+            ),
+            udp_timeout_stream: text(
+                conntrack_field(
+                    "conntrack.udpStreamTimeout",
+                    "linux.conntrack.udpStreamTimeout",
+                ),
+                conntrack.udp_stream_timeout,
+            ),
         }
     }
 }
 
-/// The one document of a text.
-fn value(text: &str) -> Result<Value, String> {
-    // JSON may be indented by tabs, which YAML does not allow.
-    if let Ok(value) = serde_json::from_str(text) {
-        return Ok(value);
+/// Takes a field out, if it is there and says something.
+fn take(value: &mut Value, path: &str) -> bool {
+    let (section, field) = path.rsplit_once('.').unwrap_or(("", path));
+    let section = if section.is_empty() {
+        Some(value)
+    } else {
+        value.get_mut(section)
+    };
+    let taken = section.and_then(|section| section.as_object_mut()?.remove(field));
+    taken.is_some_and(|taken| !taken.is_null())
+}
+
+/// An address and a port, of what `v1alpha2` has as networks of which one is to be listened at.
+fn bind_address(
+    addresses: Option<Vec<String>>,
+    port: Option<i64>,
+    (default, default_port): (&str, u16),
+) -> Option<String> {
+    let first = non_empty(addresses.unwrap_or_default()).map(|mut list| list.swap_remove(0));
+    if first.is_none() && port.is_none() {
+        return None;
     }
-    let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options)
-        .map_err(|error| format!("not valid YAML: {error}"))
+    let port = port
+        .filter(|port| *port != 0)
+        .unwrap_or(default_port.into());
+    let Some(first) = first else {
+        return Some(format!("{default}:{port}"));
+    };
+    let ip = match first.parse::<IpNet>() {
+        Ok(network) if network.network().is_loopback() => match network {
+            IpNet::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            IpNet::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        },
+        Ok(network) if [0, network.max_prefix_len()].contains(&network.prefix_len()) => {
+            network.network()
+        }
+        // Told to be no address.
+        _ => return Some(first),
+    };
+    Some(match ip {
+        IpAddr::V4(ip) => format!("{ip}:{port}"),
+        IpAddr::V6(ip) => format!("[{ip}]:{port}"),
+    })
 }

@@ -8,14 +8,20 @@ mod detect;
 mod duration;
 mod effective;
 mod file;
+mod gates;
 mod given;
+mod node_ports;
+mod note;
 mod raw;
+mod yaml;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use check::boolean;
 pub use given::ConfigError;
+pub use note::Note;
 
 use crate::cli::Cli;
 use crate::dataplane::Backend;
@@ -26,9 +32,10 @@ use crate::host::sysctl::ConntrackConfig;
 use crate::http::{health, metrics_server};
 use crate::model::ObjectName;
 use crate::plan::PlanConfig;
+use crate::source::kube::KubeconfigFile;
 use check::Server;
 use file::File;
-use given::Given;
+use node_ports::ProxyMode;
 use raw::Raw;
 
 /// What proxyd is to do, and with what.
@@ -40,6 +47,8 @@ pub struct Config {
     pub only: Option<ObjectName>,
     /// Where Services, EndpointSlices and the Node come from.
     pub source: SourceConfig,
+    /// Whether lists are streamed where the API server can (the feature gate `WatchListClient`).
+    pub streaming_lists: bool,
     /// The name of this node.
     pub node_name: String,
     /// Settings of the plan.
@@ -56,15 +65,37 @@ pub struct Config {
     pub logging: LogConfig,
     /// Settings of what others can ask.
     pub health: HealthConfig,
+    /// Where the addresses of the servers were set.
+    pub server_places: ServerPlaces,
     /// Settings of the kernel's connection tracking.
     pub conntrack: ConntrackConfig,
+    /// The file that settings came from.
+    pub file: Option<ConfigFile>,
     /// What an operator should know of these settings: those without effect, or with less than they may think.
     /// To be logged at the start.
-    pub notes: Vec<String>,
+    pub notes: Vec<Note>,
+}
+
+/// The file of `--config` as it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFile {
+    /// Its path.
+    pub path: PathBuf,
+    /// What it held.
+    pub text: String,
+}
+
+/// Where the addresses of the servers were set: a flag, or a field and its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerPlaces {
+    /// That of [`HealthConfig::healthz`].
+    pub healthz: String,
+    /// That of [`HealthConfig::metrics`].
+    pub metrics: String,
 }
 
 /// What to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// Keep the rules right until told to stop.
     Agent,
@@ -72,6 +103,10 @@ pub enum Mode {
     DryRun(Output),
     /// Remove the rules.
     Cleanup,
+    /// Make the settings that only root may make.
+    Init,
+    /// Write the configuration to a file.
+    WriteConfig(PathBuf),
 }
 
 /// Where Services, EndpointSlices and the Node come from.
@@ -82,7 +117,7 @@ pub enum SourceConfig {
     /// A Kubernetes API server.
     Kubernetes {
         /// The kubeconfig file.
-        kubeconfig: Option<PathBuf>,
+        kubeconfig: Option<KubeconfigFile>,
         /// The URL of the API server.
         master: Option<http::Uri>,
     },
@@ -127,20 +162,30 @@ impl Config {
     /// # Errors
     /// That the file cannot be used, or the first setting that cannot.
     pub fn from_cli(mut cli: Cli) -> Result<Self, ConfigError> {
-        let mode = match (cli.dry_run, cli.cleanup) {
-            (true, _) => Mode::DryRun(check::output(cli.output, cli.backend.backend)?),
-            (_, true) => Mode::Cleanup,
-            _ => Mode::Agent,
+        let written_to = cli.write_config_to.take().filter(|path| !path.is_empty());
+        let mode = match written_to {
+            Some(path) => Mode::WriteConfig(path.into()),
+            None if cli.dry_run => Mode::DryRun(check::output(cli.output, cli.backend.backend)?),
+            None if cli.cleanup => Mode::Cleanup,
+            None if cli.init_only => Mode::Init,
+            None => Mode::Agent,
         };
         let file = cli.config.as_deref().filter(|path| !path.is_empty());
         let file = file.map(|path| File::read(path.as_ref())).transpose()?;
         let manifests = std::mem::take(&mut cli.source.manifests);
         let only = cli.service.take();
         let without_effect = cli.ignored.given.iter();
-        let mut notes: Vec<String> = without_effect
-            .map(|flag| format!("--{flag} has no effect: proxyd has no use for it"))
+        let mut notes: Vec<_> = without_effect
+            .map(|flag| Note::warn(format!("--{flag} has no effect: proxyd has no use for it")))
             .collect();
-        notes.extend(file.iter().flat_map(File::notes));
+        notes.extend(file.iter().flat_map(File::notes).cloned());
+        let contents = file.as_ref().map(|file| {
+            let (path, text) = file.contents();
+            ConfigFile {
+                path: path.to_owned(),
+                text: text.to_owned(),
+            }
+        });
 
         let backend = cli.backend.backend;
         let closes_tcp = cli.backend.close_tcp_of_deleted_endpoints;
@@ -151,7 +196,11 @@ impl Config {
         let idle = for_programs
             .iter()
             .filter(|(is_given, _)| *is_given && backend != Backend::Ebpf);
-        notes.extend(idle.map(|(_, flag)| format!("{flag} has no effect without --backend ebpf")));
+        notes.extend(
+            idle.map(|(_, flag)| {
+                Note::warn(format!("{flag} has no effect without --backend ebpf"))
+            }),
+        );
         let places = Places {
             cgroup: cli.backend.cgroup.take(),
             pins: std::mem::take(&mut cli.backend.bpf_path),
@@ -161,25 +210,33 @@ impl Config {
             table_size: cli.backend.maglev_table_size,
             connections: cli.backend.connection_table_size,
         };
-        let flags = Raw::of_flags(cli);
+        let flags = Raw::of_flags(cli)?;
         let mode_flag = flags.proxy_mode.as_ref().map(|given| given.value.clone());
+        let has_file = file.is_some();
         let raw = match file {
             Some(file) => flags.over(file.into_raw(mode_flag.as_deref())),
             None => flags,
         };
-        notes.extend(check_proxy_mode(&raw)?);
+        let (gates, of_gates) = gates::gates(&raw.feature_gates);
+        notes.extend(of_gates);
+        let proxy_mode = ProxyMode::of(&raw, has_file)?;
+        let (node_port_addresses, of_node_ports) =
+            node_ports::addresses(&raw, proxy_mode, gates.localhost_node_ports)?;
+        notes.extend(of_node_ports);
         notes.extend(ignored_bind_address(&raw)?);
         let detection = detect::detection(&raw)?;
-        notes.extend(detection.note);
+        notes.extend(detection.note.map(Note::warn));
         Ok(Self {
             mode,
             only,
             source: source(manifests, &raw)?,
+            streaming_lists: gates.streaming_lists,
             node_name: check::node_name(raw.hostname_override.as_ref())?,
             plan: PlanConfig {
-                node_port_addresses: check::node_port_addresses(raw.node_port_addresses.as_ref())?,
+                node_port_addresses,
                 pod_networks: detection.pod_networks,
                 masquerade_all: raw.masquerade_all.unwrap_or(false),
+                external_ips: gates.external_ips,
             },
             skeleton: SkeletonConfig {
                 detector: detection.detector,
@@ -193,7 +250,12 @@ impl Config {
                 verbosity: check::verbosity(raw.verbosity.as_ref())?,
             },
             health: health(&raw)?,
+            server_places: ServerPlaces {
+                healthz: healthz_server(&raw).place(),
+                metrics: metrics_server(&raw).place(),
+            },
             conntrack: conntrack(&raw)?,
+            file: contents,
             notes,
         })
     }
@@ -204,60 +266,52 @@ fn source(manifests: Vec<PathBuf>, raw: &Raw) -> Result<SourceConfig, ConfigErro
         return Ok(SourceConfig::Manifests(manifests));
     }
     Ok(SourceConfig::Kubernetes {
-        kubeconfig: raw.kubeconfig.clone(),
+        kubeconfig: raw.kubeconfig.as_ref().map(|given| KubeconfigFile {
+            path: given.value.clone(),
+            place: given.place.to_string(),
+        }),
         master: raw.master.as_ref().map(check::url).transpose()?,
     })
 }
 
-/// proxyd has one mode; a node that ran kube-proxy in another one is told what differs.
-fn check_proxy_mode(raw: &Raw) -> Result<Option<String>, ConfigError> {
-    let Some(Given { value, place }) = &raw.proxy_mode else {
-        return Ok(None);
-    };
-    match value.as_str() {
-        "nftables" => Ok(None),
-        "iptables" | "ipvs" => {
-            let node_ports = if raw.node_port_addresses.is_none() {
-                "; NodePorts are at the Node's primary addresses, since --nodeport-addresses says no others"
-            } else {
-                ""
-            };
-            Ok(Some(format!(
-                "{place}: {value} is taken for nftables, which proxyd always uses{node_ports}"
-            )))
-        }
-        _ => Err(place.refuse(value, "write nftables (iptables and ipvs are taken for it)")),
-    }
-}
-
 /// Tells those who name an address of the node by `--bind-address` that proxyd goes by the Node object.
-fn ignored_bind_address(raw: &Raw) -> Result<Option<String>, ConfigError> {
+fn ignored_bind_address(raw: &Raw) -> Result<Option<Note>, ConfigError> {
     let address = check::bind_address(raw.bind_address.as_ref())?;
     let place = raw.bind_address.as_ref().map(|given| &given.place);
     Ok(place.filter(|_| !address.is_unspecified()).map(|place| {
-        format!(
+        Note::warn(format!(
             "{place}: {address} has no effect: the Node object says which addresses are the node's"
-        )
+        ))
     }))
 }
 
-fn health(raw: &Raw) -> Result<HealthConfig, ConfigError> {
-    let bind_address = check::bind_address(raw.bind_address.as_ref())?;
-    let healthz = Server {
+/// Where health is told.
+fn healthz_server(raw: &Raw) -> Server<'_> {
+    Server {
+        flag: "healthz-bind-address",
         address: raw.healthz_bind_address.as_ref(),
         port: raw.healthz_port.as_ref(),
         local: false,
         default_port: health::DEFAULT_PORT,
-    };
-    let metrics = Server {
+    }
+}
+
+/// Where metrics are told.
+fn metrics_server(raw: &Raw) -> Server<'_> {
+    Server {
+        flag: "metrics-bind-address",
         address: raw.metrics_bind_address.as_ref(),
         port: raw.metrics_port.as_ref(),
         local: true,
         default_port: metrics_server::DEFAULT_PORT,
-    };
+    }
+}
+
+fn health(raw: &Raw) -> Result<HealthConfig, ConfigError> {
+    let bind_address = check::bind_address(raw.bind_address.as_ref())?;
     Ok(HealthConfig {
-        healthz: healthz.address(bind_address)?,
-        metrics: metrics.address(bind_address)?,
+        healthz: healthz_server(raw).address(bind_address)?,
+        metrics: metrics_server(raw).address(bind_address)?,
         hard_fail: raw.bind_address_hard_fail.unwrap_or(false),
         profiling: raw.profiling.unwrap_or(false),
         sync_period: check::sync_period(raw.sync_period.as_ref())?,

@@ -4,13 +4,14 @@
 
 use std::path::PathBuf;
 
-use super::given::Given;
+use super::gates;
+use super::given::{ConfigError, Given};
 use crate::cli::Cli;
 
 /// What was given; `None` where nothing was. An empty text counts as nothing, as in kube-proxy's manifests.
 #[derive(Debug, Default)]
 pub(super) struct Raw {
-    pub(super) kubeconfig: Option<PathBuf>,
+    pub(super) kubeconfig: Option<Given<PathBuf>>,
     pub(super) master: Option<Given<String>>,
     pub(super) hostname_override: Option<Given<String>>,
     pub(super) proxy_mode: Option<Given<String>>,
@@ -21,6 +22,9 @@ pub(super) struct Raw {
     pub(super) masquerade_all: Option<bool>,
     pub(super) masquerade_bit: Option<Given<i64>>,
     pub(super) node_port_addresses: Option<Given<Vec<String>>>,
+    /// NodePorts at 127.0.0.1, in mode iptables.
+    pub(super) localhost_node_ports: Option<Given<bool>>,
+    pub(super) feature_gates: gates::Set,
     pub(super) sync_period: Option<Given<String>>,
     pub(super) log_format: Option<Given<String>>,
     pub(super) verbosity: Option<Given<i64>>,
@@ -44,18 +48,21 @@ pub(super) struct Raw {
 
 impl Raw {
     /// What the flags say.
-    pub(super) fn of_flags(cli: Cli) -> Self {
+    ///
+    /// # Errors
+    /// A feature gate that is none.
+    pub(super) fn of_flags(cli: Cli) -> Result<Self, ConfigError> {
         let (source, traffic) = (cli.source, cli.traffic);
         let (health, conntrack) = (cli.health, cli.conntrack);
         let kept = |name, value: Option<String>| value.map(|value| Given::flag(name, value));
         let text = |name, value| kept(name, value).filter(|given| !given.value.is_empty());
         let number = |name, value: Option<i64>| value.map(|value| Given::flag(name, value));
         let list = |name, values| non_empty(values).map(|values| Given::flag(name, values));
-        Self {
+        Ok(Self {
             kubeconfig: source
                 .kubeconfig
                 .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
+                .map(|path| Given::flag("kubeconfig", PathBuf::from(path))),
             master: text("master", source.master),
             hostname_override: text("hostname-override", source.hostname_override),
             proxy_mode: text("proxy-mode", traffic.proxy_mode),
@@ -69,6 +76,10 @@ impl Raw {
             masquerade_all: traffic.masquerade_all,
             masquerade_bit: number("iptables-masquerade-bit", traffic.iptables_masquerade_bit),
             node_port_addresses: list("nodeport-addresses", traffic.nodeport_addresses),
+            localhost_node_ports: traffic
+                .iptables_localhost_nodeports
+                .map(|value| Given::flag("iptables-localhost-nodeports", value)),
+            feature_gates: gates::of_flag(&traffic.feature_gates)?,
             sync_period: text("iptables-sync-period", traffic.iptables_sync_period),
             log_format: text("logging-format", cli.logging_format),
             verbosity: number("v", cli.v.map(i64::from)),
@@ -98,12 +109,15 @@ impl Raw {
                 "conntrack-udp-timeout-stream",
                 conntrack.conntrack_udp_timeout_stream,
             ),
-        }
+        })
     }
 
     /// These settings, and where they say nothing, those below.
     pub(super) fn over(self, below: Self) -> Self {
+        let mut feature_gates = below.feature_gates;
+        feature_gates.extend(self.feature_gates);
         Self {
+            feature_gates,
             kubeconfig: self.kubeconfig.or(below.kubeconfig),
             master: self.master.or(below.master),
             hostname_override: self.hostname_override.or(below.hostname_override),
@@ -117,6 +131,7 @@ impl Raw {
             masquerade_all: self.masquerade_all.or(below.masquerade_all),
             masquerade_bit: self.masquerade_bit.or(below.masquerade_bit),
             node_port_addresses: self.node_port_addresses.or(below.node_port_addresses),
+            localhost_node_ports: self.localhost_node_ports.or(below.localhost_node_ports),
             sync_period: self.sync_period.or(below.sync_period),
             log_format: self.log_format.or(below.log_format),
             verbosity: self.verbosity.or(below.verbosity),

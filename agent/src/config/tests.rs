@@ -1,6 +1,8 @@
 //! What flags and files mean, and which of them counts.
 
 mod effective;
+mod lenient;
+mod node_ports;
 mod told;
 
 use std::fs;
@@ -32,8 +34,26 @@ fn with_file(text: &str, args: &[&str]) -> Result<Config, String> {
     let path = path.to_str().unwrap();
     let shown = |text: String| text.replace(path, "FILE");
     let config = config(&[&["--config", path], args].concat()).map_err(shown)?;
-    let notes = config.notes.iter().cloned().map(shown).collect();
-    Ok(Config { notes, ..config })
+    let notes = config.notes.iter().cloned();
+    let notes = notes.map(|note| note.map(shown)).collect();
+    let source = match config.source {
+        SourceConfig::Kubernetes {
+            kubeconfig: Some(file),
+            master,
+        } => SourceConfig::Kubernetes {
+            kubeconfig: Some(KubeconfigFile {
+                place: shown(file.place),
+                ..file
+            }),
+            master,
+        },
+        source => source,
+    };
+    Ok(Config {
+        notes,
+        source,
+        ..config
+    })
 }
 
 /// With the two fields that every file has.
@@ -60,10 +80,6 @@ fn seconds(seconds: u64) -> Option<Duration> {
 
 /// What holds when nobody says anything.
 fn assert_defaults(config: &Config) {
-    assert_eq!(
-        config.plan.node_port_addresses,
-        NodePortAddresses::primary()
-    );
     assert!(!config.plan.masquerade_all);
     assert_eq!(config.skeleton.masquerade_bit, 14);
     assert_eq!(
@@ -88,13 +104,17 @@ fn assert_defaults(config: &Config) {
             udp_stream: None,
         }
     );
-    assert_eq!(config.notes, [""; 0]);
 }
 
 #[test]
 fn without_flags_the_defaults_are_those_of_kube_proxy() {
     let config = config(&[]).unwrap();
     assert_defaults(&config);
+    assert_eq!(
+        config.plan.node_port_addresses,
+        NodePortAddresses::primary()
+    );
+    assert_eq!(config.notes, [""; 0]);
     assert_eq!(config.mode, Mode::Agent);
     assert_eq!(config.plan.pod_networks, PodNetworks::Fixed(vec![]));
     let none = PerFamily::from_fn(|_| Detector::None);
@@ -257,7 +277,10 @@ fn the_file_of_kubeadm_says_what_its_cluster_is() {
     assert_eq!(
         config.source,
         SourceConfig::Kubernetes {
-            kubeconfig: Some("/var/lib/kube-proxy/kubeconfig.conf".into()),
+            kubeconfig: Some(KubeconfigFile {
+                path: "/var/lib/kube-proxy/kubeconfig.conf".into(),
+                place: "clientConnection.kubeconfig in FILE".to_owned(),
+            }),
             master: None,
         }
     );
@@ -352,40 +375,16 @@ fn the_mode_says_which_section_counts() {
 }
 
 #[test]
-fn node_ports_are_where_keywords_and_networks_say() {
-    let check = |text: &str, primary: bool, networks: &[&str], v4: bool, v6: bool| {
-        let expected = NodePortAddresses {
-            primary,
-            networks: nets(networks),
-            localhost: PerFamily { v4, v6 },
-        };
-        let by_flag = config(&[&format!("--nodeport-addresses={text}")]).unwrap();
-        assert_eq!(by_flag.plan.node_port_addresses, expected, "{text}");
-        let by_file = with_fields(
-            &format!("nodePortAddresses: [{text:?}]").replace(',', "\",\""),
-            &[],
-        );
-        let by_file = by_file.unwrap().plan.node_port_addresses;
-        assert_eq!(by_file, expected, "{text}");
-    };
-    check("primary", true, &[], false, false);
-    check("primary,localhost", true, &[], true, true);
-    check("localhost", false, &[], true, true);
-    check("10.0.0.0/8,primary", true, &["10.0.0.0/8"], false, false);
-    check("all", false, &["0.0.0.0/0", "::/0"], false, false);
-    check("all,localhost", false, &["0.0.0.0/0", "::/0"], true, true);
-    check("0.0.0.0/0,127.0.0.1/32", false, &["0.0.0.0/0"], true, false);
-    check("primary,127.0.0.0/8", true, &[], true, false);
-    check("::1/128", false, &[], false, true);
-}
-
-#[test]
 fn how_to_log_is_said_by_flag_or_file() {
     let check = |fields: &str, args: &[&str], format, verbosity| {
         let expected = LogConfig { format, verbosity };
         let found = with_fields(fields, args).unwrap();
         assert_eq!(found.logging, expected, "{fields} {args:?}");
-        assert_eq!(found.notes, [""; 0]);
+        let unknown = found
+            .notes
+            .iter()
+            .find(|note| note.to_string().contains("not a known field"));
+        assert_eq!(unknown, None);
     };
     check("mode: nftables", &[], LogFormat::Text, 2);
     check(
@@ -448,6 +447,7 @@ fn a_flag_goes_before_the_file() {
             node_port_addresses: NodePortAddresses::primary(),
             pod_networks: PodNetworks::Fixed(nets(&["10.9.0.0/16"])),
             masquerade_all: false,
+            external_ips: true,
         }
     );
     assert_eq!(config.node_name, "b");
@@ -462,7 +462,10 @@ fn a_flag_goes_before_the_file() {
         }
     );
     assert_eq!((config.conntrack.min, config.conntrack.udp), (2, None));
-    let kubeconfig = Some("b".into());
+    let kubeconfig = Some(KubeconfigFile {
+        path: "b".into(),
+        place: "--kubeconfig".to_owned(),
+    });
     let master = None;
     assert_eq!(
         config.source,

@@ -65,7 +65,8 @@ pub enum DataplaneError {
     /// No permission.
     #[error(
         "the kernel does not permit changing nftables; run proxyd as root, or with CAP_NET_ADMIN \
-         (in Kubernetes: securityContext.privileged or capabilities.add: [NET_ADMIN])"
+         (in Kubernetes: securityContext.runAsUser: 0 with capabilities.add: [NET_ADMIN]; a container that runs as another \
+         user has no capability in effect, whatever is added)"
     )]
     NotPermitted,
     /// Our table is not as we left it.

@@ -80,14 +80,19 @@ enum SysctlError {
 }
 
 /// Makes connection tracking as it should be, and logs what was changed and what could not be. `root` is the
-/// directory that holds `proc/sys` and `sys`: `/`, but for tests.
-pub fn tune(config: &ConntrackConfig, root: &Path) {
+/// directory that holds `proc/sys` and `sys`: `/`, but for tests. Whether all is as it should be.
+pub fn tune(config: &ConntrackConfig, root: &Path) -> bool {
+    let mut is_whole = true;
     for outcome in apply(config, root) {
         match outcome {
             Ok(Changed { path, from, to }) => info!("/{path}: {from} → {to}"),
-            Err(error) => warn!("{error}"),
+            Err(error) => {
+                is_whole = false;
+                warn!("{error}");
+            }
         }
     }
+    is_whole
 }
 
 /// Makes connection tracking as it should be; returns what was changed and what could not be.

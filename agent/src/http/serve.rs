@@ -33,13 +33,13 @@ const LONGEST_CONNECTION: Duration = Duration::from_secs(120);
 /// How long to wait when the kernel has no file descriptor left for a connection.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
-/// A server at an address from a flag.
-#[derive(Debug, Clone, Copy)]
+/// A server at an address from a setting.
+#[derive(Debug, Clone)]
 pub struct Endpoint {
     /// What it serves, for the log.
     pub what: &'static str,
-    /// The flag that says where, without dashes.
-    pub flag: &'static str,
+    /// The setting that says where: a flag, or a field and its file.
+    pub place: String,
     /// Where.
     pub address: SocketAddr,
 }
@@ -50,7 +50,7 @@ impl Endpoint {
     pub async fn serve(self, router: Router) -> Infallible {
         let Self {
             what,
-            flag,
+            place,
             address,
         } = self;
         let mut reported = String::new();
@@ -66,7 +66,7 @@ impl Endpoint {
                 Err(error) => {
                     let text = error.to_string();
                     if text != reported {
-                        warn!("--{flag}: {text}; no {what} until then, trying again");
+                        warn!("{place}: {text}; no {what} until then, trying again");
                         reported = text;
                     }
                     sleep(LISTEN_AGAIN).await;
@@ -161,7 +161,7 @@ mod tests {
         let holder = listen(address).unwrap();
         let endpoint = Endpoint {
             what: "greetings",
-            flag: "greet-at",
+            place: "--greet-at".to_owned(),
             address,
         };
         let server = tokio::spawn(endpoint.serve(hello()));

@@ -4,6 +4,7 @@
 //! later eBPF) turns [`Tables`] into its own maps. Each front end can be planned alone, so that a change costs
 //! what it touches; [`tables()`] with [`Scope::All`] is the same over all of them.
 
+mod admission;
 mod detector;
 mod health;
 mod lack;
@@ -43,6 +44,8 @@ pub struct PlanConfig {
     pub pod_networks: PodNetworks,
     /// Whether everything that goes to a ClusterIP is masqueraded (`--masquerade-all`).
     pub masquerade_all: bool,
+    /// Whether `externalIPs` of Services are served (the feature gate `AllowServiceExternalIPs`).
+    pub external_ips: bool,
 }
 
 /// Plans a family, or the part of it that is in scope. What is in scope and absent from the result is to go.

@@ -277,6 +277,39 @@ fn node_ports_are_at_the_addresses_that_the_flag_names() {
 }
 
 #[test]
+fn external_ips_are_not_served_where_the_gate_is_off() {
+    let parsed = || {
+        let mut web = service("web", &["10.96.0.1"]);
+        web.external_ips = ["192.0.2.1", "192.0.2.2"].map(ip).into();
+        web.load_balancer_ips = [ip("192.0.2.3")].into();
+        crate::testing::good(&web, &web.name)
+    };
+    assert_eq!(plan_config().admit(parsed()), parsed());
+    let config = PlanConfig {
+        external_ips: false,
+        ..plan_config()
+    };
+    let admitted = config.admit(parsed());
+    let web = admitted.object.unwrap();
+    assert!(web.external_ips.is_empty());
+    assert_eq!(*web.load_balancer_ips, [ip("192.0.2.3")]);
+    let said: Vec<_> = admitted
+        .complaints
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "spec.externalIPs: 192.0.2.1, 192.0.2.2 not served, since the feature gate AllowServiceExternalIPs is false"
+        ]
+    );
+    assert_eq!(config.admit(parsed().clone()).name, parsed().name);
+    let without = crate::testing::good(&web, &web.name);
+    assert_eq!(config.admit(without.clone()), without);
+}
+
+#[test]
 fn a_node_port_claims_each_family_of_its_service() {
     let mut web = service("web", &["10.96.0.1", "fd00:96::1"]);
     web.ports[0].node_port = Some(port(30080));

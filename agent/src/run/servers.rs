@@ -41,7 +41,7 @@ pub(super) fn start(
     let health_server = config.health.healthz.map(|address| {
         let endpoint = Endpoint {
             what: "health checks",
-            flag: "healthz-bind-address",
+            place: config.server_places.healthz.clone(),
             address,
         };
         (endpoint, health::router(health.clone(), metrics.clone()))
@@ -49,7 +49,7 @@ pub(super) fn start(
     let metrics_server = config.health.metrics.map(|address| {
         let endpoint = Endpoint {
             what: "metrics",
-            flag: "metrics-bind-address",
+            place: config.server_places.metrics.clone(),
             address,
         };
         let router = metrics_server::router(Told {
@@ -63,8 +63,8 @@ pub(super) fn start(
     });
     for (endpoint, router) in health_server.into_iter().chain(metrics_server) {
         if config.health.hard_fail {
-            let Endpoint { flag, address, .. } = endpoint;
-            let listener = listen(address).map_err(|source| RunError::Listen { flag, source })?;
+            let Endpoint { place, address, .. } = endpoint;
+            let listener = listen(address).map_err(|source| RunError::Listen { place, source })?;
             tokio::spawn(serve(listener, router));
         } else {
             tokio::spawn(endpoint.serve(router));

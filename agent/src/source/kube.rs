@@ -3,32 +3,29 @@
 //! Uses streaming lists (Kubernetes 1.34; KEP-3157) and the field selector that leaves headless Services out
 //! (Kubernetes 1.32), and does without either where the server refuses it.
 
+mod client;
 mod counted;
 mod encoding;
 mod exchange;
 mod follow;
 mod pace;
+mod server;
 mod trouble;
 
 use std::fmt::Debug;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::Resource;
 use kube::api::ListParams;
-use kube::client::ClientBuilder;
-use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
-use self::counted::CountedLayer;
+pub use self::client::{KubeError, KubeconfigFile, client};
 use self::follow::{Asked, Kind, follow};
-use self::trouble::explain;
+pub use self::server::Api;
 use crate::event::Event;
-use crate::http::metrics::Requests;
 use crate::model::Parsed;
 use crate::model::translate::Objects;
 use crate::model::translate::{self, HEADLESS_LABEL, PROXY_NAME_LABEL};
@@ -42,88 +39,15 @@ const SERVICE_CIDRS: &str = "servicecidrs";
 /// See [`Patience::silence`].
 const SILENCE: Duration = Duration::from_secs(90);
 
-/// Why the API server cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum KubeError {
-    /// Nothing says where it is.
-    #[error(
-        "no cluster to watch: give --kubeconfig FILE, --master URL or --manifests PATH, or run in a pod with \
-         a service account ({0})"
-    )]
-    NoCluster(#[source] InClusterError),
-    /// The kubeconfig cannot be used.
-    #[error("--kubeconfig {path}: {source}")]
-    Kubeconfig {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        #[source]
-        source: KubeconfigError,
-    },
-    /// No client could be made of the settings.
-    #[error("connecting to the API server: {0}")]
-    Client(#[source] kube::Error),
-    /// A list failed.
-    #[error("listing {what}: {}", explain(what, source))]
-    List {
-        /// What was listed.
-        what: &'static str,
-        /// Why it failed.
-        #[source]
-        source: kube::Error,
-    },
-}
-
-/// Makes a client from flags, or from the service account of the pod. Its requests are counted in `requests`.
-///
-/// # Errors
-/// That nothing says where the API server is, or that what says so cannot be used.
-pub async fn client(
-    kubeconfig: Option<&Path>,
-    master: Option<&http::Uri>,
-    requests: &Arc<Requests>,
-) -> Result<Client, KubeError> {
-    let mut config = match (kubeconfig, master) {
-        (Some(path), _) => {
-            let error = |source| KubeError::Kubeconfig {
-                path: path.display().to_string(),
-                source,
-            };
-            let file = Kubeconfig::read_from(path).map_err(error)?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(error)?
-        }
-        (None, Some(url)) => kube::Config::new(url.clone()),
-        (None, None) => kube::Config::incluster().map_err(KubeError::NoCluster)?,
-    };
-    if let Some(url) = master {
-        config.cluster_url = url.clone();
-    }
-    // Watches give up by themselves, a moment earlier.
-    config.read_timeout = Some(SILENCE + Duration::from_secs(10));
-    // Watches try again by themselves, and say so.
-    config.default_retry = false;
-    requests.go_to(
-        config
-            .cluster_url
-            .authority()
-            .map_or("", |host| host.as_str()),
-    );
-    let client = ClientBuilder::try_from(config).map_err(KubeError::Client)?;
-    let counted = CountedLayer(Arc::clone(requests));
-    Ok(client.with_layer(&counted).build())
-}
-
 /// Reads everything once, headless Services and their slices too.
 ///
 /// # Errors
 /// The list that failed.
-pub async fn list_once(client: &Client, node_name: &str) -> Result<Objects, KubeError> {
+pub async fn list_once(api: &Api, node_name: &str) -> Result<Objects, KubeError> {
     let of_node = ListParams::default().fields(&format!("metadata.name={node_name}"));
     let everything = ListParams::default();
     let service_cidrs = async {
-        let listed = list(client, SERVICE_CIDRS, &everything).await;
+        let listed = list(api, SERVICE_CIDRS, &everything).await;
         listed.or_else(|error| match error {
             KubeError::List {
                 source: kube::Error::Api(status),
@@ -133,9 +57,9 @@ pub async fn list_once(client: &Client, node_name: &str) -> Result<Objects, Kube
         })
     };
     let (services, slices, nodes, service_cidrs) = futures::try_join!(
-        list(client, "services", &everything),
-        list(client, "endpointslices", &everything),
-        list(client, "nodes", &of_node),
+        list(api, "services", &everything),
+        list(api, "endpointslices", &everything),
+        list(api, "nodes", &of_node),
         service_cidrs,
     )?;
     Ok(Objects {
@@ -147,17 +71,17 @@ pub async fn list_once(client: &Client, node_name: &str) -> Result<Objects, Kube
     })
 }
 
-async fn list<K>(
-    client: &Client,
-    what: &'static str,
-    params: &ListParams,
-) -> Result<Vec<K>, KubeError>
+async fn list<K>(api: &Api, what: &'static str, params: &ListParams) -> Result<Vec<K>, KubeError>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
 {
-    let list = Api::<K>::all(client.clone()).list(params).await;
+    let list = kube::Api::<K>::all(api.client.clone()).list(params).await;
     Ok(list
-        .map_err(|source| KubeError::List { what, source })?
+        .map_err(|source| KubeError::List {
+            what,
+            at: api.server.at_url() + api.server.advice(),
+            source,
+        })?
         .items)
 }
 
@@ -183,28 +107,36 @@ impl Default for Patience {
 
 /// Watches Services, EndpointSlices, ServiceCIDRs and the own Node for as long as events are taken.
 pub async fn watch(
-    client: Client,
+    api: impl Into<Api>,
     node_name: String,
     patience: Patience,
     send: impl Fn(Event) -> bool + Clone,
 ) {
+    let api = api.into();
     let services = Asked {
         labels: Some(format!("!{PROXY_NAME_LABEL}")),
         fields: Some(NOT_HEADLESS.to_owned()),
+        pages: api.in_pages,
         ..Asked::default()
     };
     let slices = Asked {
         labels: Some(format!("!{HEADLESS_LABEL}")),
+        pages: api.in_pages,
         ..Asked::default()
     };
     let own_node = Asked {
         fields: Some(format!("metadata.name={node_name}")),
+        pages: api.in_pages,
+        ..Asked::default()
+    };
+    let everything = Asked {
+        pages: api.in_pages,
         ..Asked::default()
     };
     let to_slice = |slice: &EndpointSlice| translate::slice(slice, &node_name);
     futures::join!(
         follow(
-            &client,
+            &api,
             services,
             patience,
             send.clone(),
@@ -217,7 +149,7 @@ pub async fn watch(
             }
         ),
         follow(
-            &client,
+            &api,
             slices,
             patience,
             send.clone(),
@@ -230,7 +162,7 @@ pub async fn watch(
             }
         ),
         follow(
-            &client,
+            &api,
             own_node,
             patience,
             send.clone(),
@@ -248,8 +180,8 @@ pub async fn watch(
             }
         ),
         follow(
-            &client,
-            Asked::default(),
+            &api,
+            everything,
             patience,
             send,
             Kind {

@@ -91,9 +91,11 @@ mod tests {
         request: Request<Body>,
     ) -> Response {
         let path = request.uri().path().to_owned();
+        let agent = request.headers().get("user-agent").cloned();
         if request.method() == Method::POST {
             let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
-            let event: Value = serde_json::from_slice(&body).unwrap();
+            let mut event: Value = serde_json::from_slice(&body).unwrap();
+            event["userAgent"] = agent.unwrap().to_str().unwrap().into();
             events.send((path, event.clone())).unwrap();
             return if event["reason"] == "Refused" {
                 StatusCode::FORBIDDEN.into_response()
@@ -136,7 +138,7 @@ mod tests {
         let router = Router::new().fallback(api_server).with_state(seen);
         let server = tokio::spawn(async { axum::serve(listener, router).await });
         let url = url.parse().unwrap();
-        let client = super::super::kube::client(None, Some(&url), &Arc::default())
+        let api = super::super::kube::client(None, Some(&url), &Arc::default())
             .await
             .unwrap();
         let (send, reports) = mpsc::unbounded_channel();
@@ -155,7 +157,7 @@ mod tests {
         ))
         .unwrap();
         drop(send);
-        publish(client, "node-1".to_owned(), reports).await;
+        publish(api.client, "node-1".to_owned(), reports).await;
 
         let (_, refused) = events.recv().await.unwrap();
         assert_eq!(
@@ -174,6 +176,9 @@ mod tests {
         assert_eq!(event["action"], "Listen");
         assert_eq!(event["note"], "port 80 is taken");
         assert_eq!(event["reportingController"], "proxyd");
+        let agent = format!("proxyd/v{} (linux/", env!("CARGO_PKG_VERSION"));
+        let found = event["userAgent"].as_str().unwrap();
+        assert!(found.starts_with(&agent), "{found}");
         assert_eq!(event["reportingInstance"], "node-1");
         let (_, unknown) = events.recv().await.unwrap();
         assert_eq!(unknown["regarding"]["name"], "gone");

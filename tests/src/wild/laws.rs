@@ -99,6 +99,7 @@ fn plan_config(choices: &mut Choices<'_>) -> PlanConfig {
             PodNetworks::Fixed(vec![network("10.244.0.0/16"), network("10.244.1.0/24")])
         },
         masquerade_all: choices.one_in(4),
+        external_ips: !choices.one_in(8),
     }
 }
 

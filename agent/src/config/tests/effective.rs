@@ -10,6 +10,7 @@ fn check(args: &str) {
     assert_eq!(after.effective().to_string(), text, "{args}");
     assert_eq!(after.node_name, before.node_name);
     assert_eq!(after.plan, before.plan, "{args}");
+    assert_eq!(after.streaming_lists, before.streaming_lists, "{args}");
     assert_eq!(after.logging, before.logging, "{args}");
     assert_eq!(after.skeleton, before.skeleton, "{args}");
     assert_eq!(after.health, before.health, "{args}");
@@ -17,9 +18,9 @@ fn check(args: &str) {
     let unknown: Vec<_> = after
         .notes
         .iter()
-        .filter(|n| n.contains("not a known field"))
+        .filter(|note| note.to_string().contains("not a known field"))
         .collect();
-    assert_eq!(unknown, [""; 0]);
+    assert!(unknown.is_empty(), "{unknown:?}");
 }
 
 #[test]
@@ -28,6 +29,9 @@ fn what_is_told_is_a_file_that_means_the_same() {
     check("--hostname-override=a --cluster-cidr=10.244.0.0/16,fd00:244::/48 --masquerade-all");
     check("--detect-local-mode=NodeCIDR --nodeport-addresses=192.168.0.0/16,::/0");
     check("--nodeport-addresses=primary,localhost,10.0.0.0/8 --logging-format=json -v 4");
+    check(
+        "--proxy-mode=iptables --feature-gates=AllowServiceExternalIPs=false,WatchListClient=false",
+    );
     check("--nodeport-addresses=all,127.0.0.1/32");
     check("--detect-local-mode=BridgeInterface --pod-bridge-interface=cni0");
     check(

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn what_has_no_effect_is_noted_once() {
     let config = flags(
-        "--oom-score-adj=-999 --oom-score-adj -998 --feature-gates=A=true,B=false --ipvs-strict-arp=false \
+        "--oom-score-adj=-999 --oom-score-adj -998 --ipvs-strict-arp=false \
          --logtostderr=true --log_dir=/x --kube-api-qps 5 --v=2 --cleanup=false",
     )
     .unwrap();
@@ -13,10 +13,15 @@ fn what_has_no_effect_is_noted_once() {
     let named: Vec<_> = config
         .notes
         .iter()
-        .map(|note| note.split_once(" has no effect").unwrap().0)
+        .map(|note| {
+            note.to_string()
+                .split_once(" has no effect")
+                .unwrap()
+                .0
+                .to_owned()
+        })
         .collect();
     let expected = [
-        "--feature-gates",
         "--ipvs-strict-arp",
         "--kube-api-qps",
         "--log-dir",
@@ -26,7 +31,7 @@ fn what_has_no_effect_is_noted_once() {
     assert_eq!(named, expected);
 
     let check = |config: Result<Config, String>, expected: &str| {
-        assert_eq!(config.unwrap().notes, [expected]);
+        assert_eq!(config.unwrap().notes, [format!("WARN {expected}").as_str()]);
     };
     check(
         flags("--close-tcp-of-deleted-endpoints"),
@@ -34,15 +39,6 @@ fn what_has_no_effect_is_noted_once() {
     );
     let closes = flags("--backend ebpf --close-tcp-of-deleted-endpoints").unwrap();
     assert!(closes.closes_tcp && closes.notes.is_empty());
-    check(
-        flags("--proxy-mode ipvs --nodeport-addresses primary"),
-        "--proxy-mode: ipvs is taken for nftables, which proxyd always uses",
-    );
-    check(
-        with_fields("mode: iptables", &[]),
-        "mode in FILE: iptables is taken for nftables, which proxyd always uses; NodePorts are at the Node's \
-         primary addresses, since --nodeport-addresses says no others",
-    );
     check(
         flags("--detect-local-mode ClusterCIDR"),
         "--detect-local-mode: ClusterCIDR without --cluster-cidr tells no pods apart: nothing is masqueraded on its \
@@ -53,12 +49,55 @@ fn what_has_no_effect_is_noted_once() {
         "--bind-address: 10.0.0.1 has no effect: the Node object says which addresses are the node's",
     );
     check(
-        with_fields("nftables: {masqeradeAll: true}", &[]),
+        with_fields("mode: nftables\nnftables: {masqeradeAll: true}", &[]),
         "nftables.masqeradeAll in FILE: not a known field; it is ignored",
     );
     check(
-        with_fields("nodeportAddresses: [10.0.0.0/8]", &[]),
+        with_fields("mode: nftables\nnodeportAddresses: [10.0.0.0/8]", &[]),
         "nodeportAddresses in FILE: not a known field; it is ignored",
+    );
+}
+
+#[test]
+fn a_gate_is_told_of_at_the_level_at_which_it_matters() {
+    let check = |config: Result<Config, String>, expected: &[&str]| {
+        assert_eq!(config.unwrap().notes, *expected);
+    };
+    check(flags("--feature-gates=AllowServiceExternalIPs=true"), &[]);
+    check(
+        flags("--feature-gates=AllowServiceExternalIPs=false"),
+        &[
+            "INFO --feature-gates: AllowServiceExternalIPs=false: addresses in spec.externalIPs of Services are not served",
+        ],
+    );
+    check(
+        with_fields(
+            "mode: nftables\nfeatureGates: {TopologyAwareHints: false, NFTablesProxyMode: true, WinDSR: true}",
+            &[],
+        ),
+        &[
+            "DEBUG featureGates in FILE: NFTablesProxyMode=true: so it is, the rules are those of nftables",
+            "WARN featureGates in FILE: TopologyAwareHints=false has no effect: hints for zones are followed in any case",
+            "INFO featureGates in FILE: WinDSR=true has no effect: nothing that proxyd does depends on this gate",
+        ],
+    );
+    check(
+        flags(
+            "--nodeport-addresses=localhost --feature-gates=KubeProxyNFTablesLocalhostNodePorts=false",
+        ),
+        &[
+            "WARN NodePorts are not at localhost: the feature gate KubeProxyNFTablesLocalhostNodePorts is false",
+        ],
+    );
+    let error = flags("--feature-gates=A").unwrap_err();
+    assert_eq!(
+        error,
+        "invalid value \"A\" for --feature-gates: write it as NAME=true or NAME=false"
+    );
+    let error = flags("--feature-gates=A=maybe").unwrap_err();
+    assert_eq!(
+        error,
+        "invalid value \"A=maybe\" for --feature-gates: write true or false"
     );
 }
 
@@ -198,15 +237,7 @@ fn a_bad_file_says_which_field_and_what_would_be_right() {
         "hostnameOverride: ' '",
         "hostnameOverride in FILE: the node's",
     );
-    check(
-        "nftables: {masqueradeBit: \"14\"}",
-        "--config FILE: nftables.masqueradeBit: invalid type: string \"14\", expected i64",
-    );
-    check(
-        "nodePortAddresses: 10.0.0.0/8",
-        "--config FILE: nodePortAddresses: invalid type: string",
-    );
-    check("mode: [", "--config FILE: not valid YAML: ");
+    check("mode: [", "--config FILE: not valid YAML: see line ");
 
     let check = |text: &str, expected: &str| {
         assert_eq!(with_file(text, &[]).unwrap_err(), expected);

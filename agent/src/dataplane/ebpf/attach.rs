@@ -123,10 +123,7 @@ pub(super) fn attach(
             .map_err(|error| DataplaneError::bpf(format!("attaching {name}"), error))?;
         links.push((name, link));
     }
-    let (first, last) = masquerade_ports();
-    if let Err(error) = ports::reserve(first, last) {
-        warn!("ports {first} to {last} cannot be reserved for masquerade: {error}");
-    }
+    reserve_ports();
     let maps = Maps::take(&mut loaded)?;
     let hooks = Hooks::new(loaded, pins.links(), places.tcx)?;
     let follower = hooks.follow(Selection {
@@ -187,6 +184,16 @@ fn set(loaded: &mut Ebpf, settings: bpf::Settings) -> Result<(), DataplaneError>
     let map = loaded.map_mut("settings").expect("the object has this map");
     let set = Array::try_from(map).and_then(|mut map| map.set(0, settings, 0));
     set.map_err(|error| DataplaneError::bpf("writing the settings", error))
+}
+
+/// Keeps the ports that programs masquerade with from sockets. Whether that was done; if not, it is logged.
+pub fn reserve_ports() -> bool {
+    let (first, last) = masquerade_ports();
+    let reserved = ports::reserve(first, last);
+    if let Err(error) = &reserved {
+        warn!("ports {first} to {last} cannot be reserved for masquerade: {error}");
+    }
+    reserved.is_ok()
 }
 
 /// Says so if tables of an earlier agent are kept whose size is not the one that is wanted: connections are in them.

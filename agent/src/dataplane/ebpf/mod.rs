@@ -35,6 +35,7 @@ use crate::diff::{Change, Delta, Held, diff};
 use crate::event::Event;
 use crate::model::{Family, PerFamily, Scope};
 use crate::plan::{Detector, Tables};
+pub use attach::reserve_ports;
 use beside::Beside;
 use hooks::Follower;
 use layout::Entries;

@@ -163,9 +163,11 @@ impl Found {
         (!missing.is_empty()).then(|| {
             format!(
                 "user {} has no CAP_{} (run proxyd as root, or with these capabilities; in Kubernetes: \
-                 securityContext.privileged or capabilities.add: [{}])",
+                 securityContext.{}privileged or capabilities.add: [{}])",
                 self.user,
                 missing.join(", CAP_"),
+                // Kubernetes gives other users no capability in effect, whatever is added.
+                if self.user == 0 { "" } else { "runAsUser: 0 with " },
                 missing.join(", ")
             )
         })

@@ -21,6 +21,7 @@ fn run_for(output: Output, only: Option<ObjectName>, objects: &Objects) -> DryRu
         pod_networks: PodNetworks::Fixed(vec!["10.1.0.0/16".parse().unwrap()]),
         node_port_addresses: NodePortAddresses::primary(),
         masquerade_all: false,
+        external_ips: true,
     };
     let settings = Settings {
         node_name: "node-1",

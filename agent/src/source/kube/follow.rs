@@ -10,11 +10,12 @@ use kube::Client;
 use kube::api::{ListParams, WatchParams};
 use kube::core::Request;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::encoding::{Encoding, Object, Received, Said};
 use super::exchange::Answer;
 use super::pace::Pace;
+use super::server::{Api, Server};
 use super::trouble::{Sort, Trouble};
 use super::{NOT_HEADLESS, Patience, is_without};
 use crate::event::Event;
@@ -58,7 +59,7 @@ pub(super) struct Asked {
 
 /// Follows one kind until events are no longer taken.
 pub(super) async fn follow<K, T, F>(
-    client: &Client,
+    api: &Api,
     asked: Asked,
     patience: Patience,
     send: impl Fn(Event) -> bool,
@@ -68,7 +69,8 @@ pub(super) async fn follow<K, T, F>(
     F: Fn(&K) -> Parsed<T>,
 {
     let mut follower = Follower {
-        client,
+        client: &api.client,
+        server: &api.server,
         requests: Request::new(K::url_path(&(), None)),
         asked,
         patience,
@@ -82,6 +84,7 @@ pub(super) async fn follow<K, T, F>(
         lists_at_once: false,
         told: Vec::new(),
         is_failing: false,
+        of_kind: false,
         api_type: PhantomData,
     };
     loop {
@@ -101,6 +104,7 @@ pub(super) async fn follow<K, T, F>(
 /// One kind of object, and how far it is known.
 struct Follower<'a, K, T, F, S> {
     client: &'a Client,
+    server: &'a Server,
     requests: Request,
     asked: Asked,
     patience: Patience,
@@ -121,6 +125,8 @@ struct Follower<'a, K, T, F, S> {
     told: Vec<Sort>,
     /// That it fails was said, and not yet that it works again.
     is_failing: bool,
+    /// Some of what was said was of this kind of object alone.
+    of_kind: bool,
     api_type: PhantomData<fn(&K)>,
 }
 
@@ -376,7 +382,8 @@ where
         if !self.told.contains(&sort) {
             self.told.push(sort);
             self.is_failing = true;
-            warn!("watching {what}: {}; trying again", trouble.explain(what));
+            self.of_kind |= !trouble.is_of_server();
+            self.server.tell(what, trouble);
         }
         Some(self.pace.pause(trouble.retry_after()))
     }
@@ -384,7 +391,8 @@ where
     /// The server says what it should.
     fn works(&mut self) {
         if std::mem::take(&mut self.is_failing) {
-            info!("watching {} again", self.kind.what);
+            let of_kind = std::mem::take(&mut self.of_kind);
+            self.server.works(self.kind.what, of_kind);
         }
     }
 

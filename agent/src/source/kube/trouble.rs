@@ -28,7 +28,7 @@ pub(super) enum Trouble {
 }
 
 /// What is told once in an outage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Sort {
     NoAnswer,
     Status(u16),
@@ -75,6 +75,14 @@ impl Trouble {
             Self::NoAnswer(_) => false,
             Self::Unreadable(_) | Self::WentBack => false,
         }
+    }
+
+    /// Whether it is the server's as a whole, and not that of one kind of object.
+    pub(super) fn is_of_server(&self) -> bool {
+        matches!(
+            self.sort(),
+            Sort::NoAnswer | Sort::Silence | Sort::Status(401)
+        )
     }
 
     /// Whether a watch that worked is made anew at once after this.

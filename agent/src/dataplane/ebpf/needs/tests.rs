@@ -105,7 +105,7 @@ fn who_is_not_root_is_told() {
         },
         expect![[r#"
             --backend ebpf cannot be had: user 65534 has no CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN (run proxyd as root, or with these capabilities;
-            in Kubernetes: securityContext.privileged or capabilities.add: [BPF, PERFMON, NET_ADMIN]);
+            in Kubernetes: securityContext.runAsUser: 0 with privileged or capabilities.add: [BPF, PERFMON, NET_ADMIN]);
             /sys/fs/bpf cannot be written to: Permission denied (run proxyd as its owner, or name another directory with --bpf-path);
             --backend nftables needs none of that but CAP_NET_ADMIN
         "#]],
@@ -276,7 +276,7 @@ fn all_is_told_at_once() {
         },
         expect![[r#"
             --backend ebpf cannot be had: user 1000 has no CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN (run proxyd as root, or with these capabilities;
-            in Kubernetes: securityContext.privileged or capabilities.add: [BPF, PERFMON, NET_ADMIN]);
+            in Kubernetes: securityContext.runAsUser: 0 with privileged or capabilities.add: [BPF, PERFMON, NET_ADMIN]);
             Linux 4.19.0-27-amd64 has no BPF (CONFIG_BPF_SYSCALL), no cookies of network namespaces (Protocol not available), no BTF at /sys/kernel/btf/vmlinux (CONFIG_DEBUG_INFO_BTF): use Linux 5.15 or later, built with that;
             cgroup v2 is not mounted at /sys/fs/cgroup or /sys/fs/cgroup/unified (mount -t cgroup2 cgroup2 DIR, and name it with --cgroup DIR);
             no BPF filesystem is mounted at /sys/fs/bpf, and mounting one takes CAP_SYS_ADMIN (as root: mount -t bpf bpf /sys/fs/bpf);
