@@ -9,9 +9,12 @@ mod dry_run;
 mod kernel;
 mod lag;
 mod measure;
+mod peer;
 mod plot;
 mod process;
 mod report;
+#[cfg(test)]
+mod stand_in;
 mod sync;
 mod traffic;
 mod workload;

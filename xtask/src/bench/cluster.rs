@@ -3,18 +3,20 @@
 //! A namespace of the network that a proxy runs in is attached to it; then the proxy finds the server at its loopback
 //! address. Objects are written one after the other, so that their order is that of the server's versions.
 
+mod listener;
 mod real;
 mod relay;
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use proxyd_tests::apiserver::{ApiServer, Options, Resource};
 use proxyd_tests::netns::Netns;
 use serde_json::{Value, json};
 
-use super::workload::{Workload, namespace};
+use super::workload::{Service, Workload, namespace};
 use real::Real;
 
 /// The address of the tests' API server, the same in every namespace.
@@ -24,8 +26,27 @@ const ADDRESS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 6443);
 pub(super) struct Cluster {
     workload: Workload,
     server: Server,
-    /// Of each Service: its address, the version of its slice, and whether it has endpoints.
     services: Vec<State>,
+}
+
+/// What was taken from a real server.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    /// What it sent.
+    pub(super) bytes: u64,
+    /// Its CPU time, if its process is known.
+    pub(super) cpu: Option<Duration>,
+}
+
+impl Taken {
+    /// What was taken in between.
+    pub(super) fn since(self, before: Self) -> Self {
+        let cpu = self.cpu.zip(before.cpu);
+        Self {
+            bytes: self.bytes - before.bytes,
+            cpu: cpu.map(|(now, before)| now - before),
+        }
+    }
 }
 
 enum Server {
@@ -33,11 +54,11 @@ enum Server {
     Real(Box<Real>),
 }
 
+/// What is known of a Service: its address, and the version of its slice.
 #[derive(Debug, Clone, Copy)]
 struct State {
     cluster_ip: Ipv4Addr,
     version: usize,
-    is_served: bool,
 }
 
 impl Cluster {
@@ -98,9 +119,21 @@ impl Cluster {
         Ok(path)
     }
 
-    /// The ClusterIP of a Service.
-    pub(super) fn cluster_ip(&self, number: usize) -> Ipv4Addr {
-        self.services[number].cluster_ip
+    /// What was taken so far from a real server.
+    pub(super) fn taken(&self) -> Result<Option<Taken>> {
+        match &self.server {
+            // It is a part of this process.
+            Server::Tests(_) => Ok(None),
+            Server::Real(real) => real.taken().map(Some),
+        }
+    }
+
+    /// The Service with this number.
+    pub(super) fn service(&self, number: usize) -> Service {
+        Service {
+            number,
+            cluster_ip: self.services[number].cluster_ip,
+        }
     }
 
     /// How many Services there are.
@@ -119,21 +152,6 @@ impl Cluster {
         self.services[number].version += 1;
         self.write(number)?;
         Ok([version, version + 1].map(|version| Workload::first_endpoint(number, version)))
-    }
-
-    /// Takes all endpoints from a Service that has some, and gives them back to one that has none. Returns whether it
-    /// has some then.
-    pub(super) fn toggle(&mut self, number: usize) -> Result<bool> {
-        let state = &mut self.services[number];
-        state.is_served = !state.is_served;
-        let is_served = state.is_served;
-        self.write(number)?;
-        Ok(is_served)
-    }
-
-    /// Whether a Service has endpoints.
-    pub(super) fn is_served(&self, number: usize) -> bool {
-        self.services[number].is_served
     }
 
     /// Creates Services beyond those that are there, each with its slice.
@@ -162,7 +180,6 @@ impl Cluster {
         let state = |cluster_ip| State {
             cluster_ip,
             version: 0,
-            is_served: true,
         };
         self.services.extend(addresses.into_iter().map(state));
         Ok(())
@@ -194,17 +211,7 @@ impl Cluster {
     }
 
     fn write(&self, number: usize) -> Result<()> {
-        let state = self.services[number];
-        let endpoints = if state.is_served {
-            self.workload.endpoints
-        } else {
-            0
-        };
-        let workload = Workload {
-            endpoints,
-            ..self.workload
-        };
-        let slice = workload.slice(number, state.version);
+        let slice = self.workload.slice(number, self.services[number].version);
         match &self.server {
             Server::Tests(server) => {
                 server.as_ref().context("attached before")?.update(&slice);

@@ -1,78 +1,55 @@
-//! What the kernel holds: single elements of nftables maps, looked up over netlink, or entries of BPF maps.
+//! What the kernel holds of a Service: single elements and chains of nftables, or entries of BPF maps.
 //!
-//! A lookup costs microseconds, whatever the size of the map, takes no lock that a transaction waits for
-//! (`NFT_MSG_GETSETELEM` runs under RCU), and asks both proxies the same: each has a map from ClusterIP, protocol and
-//! port of a Service that has endpoints to the chain that balances. proxyd has one of single endpoints too.
+//! A lookup costs microseconds, whatever the number of Services, and holds no transaction up (see [`netlink`]). Where
+//! one looks depends on the proxy: proxyd has a map from ClusterIP, protocol and port of a Service that has endpoints
+//! to the chain that balances, and one of single endpoints. So has kube-proxy's mode nftables for Services, but its
+//! endpoints are in an anonymous map of the Service's chain. In its mode iptables, Services and endpoints are chains (and
+//! endpoints are in older versions of the other one): those count that something leads to.
+
+pub(super) mod netlink;
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use aya::maps::{HashMap, Map, MapData, MapError};
-use netlink_packet_core::{NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_REQUEST, NLMSG_ERROR, NetlinkBuffer};
-use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 use proxyd_ebpf_common as bpf;
 use proxyd_tests::netns::Netns;
 use proxyd_tests::sockets::Sockets;
 
-// Defined in Linux: include/uapi/linux/netfilter/nf_tables.h and nfnetlink.h
-const NFT_MSG_NEWSETELEM: u16 = 0x0a0c;
-const NFT_MSG_GETSETELEM: u16 = 0x0a0d;
-const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
-const NFTA_SET_ELEM_LIST_SET: u16 = 2;
-const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-const NFTA_SET_ELEM_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
+use super::peer::PeerMode;
+use super::workload::Service;
+use netlink::NfTables;
 
-/// Those of netlink and of netfilter.
-const HEADERS_BYTES: usize = 20;
-
-const AF_INET: u8 = 2;
 const IPPROTO_TCP: u8 = 6;
-const ENOENT: i32 = 2;
 
-/// The maps that proxies keep their Services in: table and map, both of family `ip`.
-const MAPS: [(&str, &str); 2] = [("proxyd", "services"), ("kube-proxy", "service-ips")];
-
-/// The map of proxyd from ClusterIP, protocol, port and index to an endpoint.
-const ENDPOINTS: (&str, &str) = ("proxyd", "endpoints");
+/// proxyd's table of family `ip`.
+const TABLE: &str = "proxyd";
 
 /// Looks Services up where a proxy keeps them.
-pub(super) struct Kernel(Source);
-
-enum Source {
-    /// In the rules of one namespace.
-    Rules {
-        socket: Socket,
-        map: (&'static str, &'static str),
-    },
-    /// In the maps of programs.
+pub(super) enum Kernel {
+    /// In proxyd's rules.
+    Rules(NfTables),
+    /// In the maps of its programs.
     Programs(Box<Maps>),
+    /// In a peer's rules.
+    Peer(NfTables, PeerMode),
 }
 
-struct Maps {
+/// The maps of programs.
+pub(super) struct Maps {
     frontends: HashMap<MapData, bpf::FrontendKey, bpf::Frontend>,
     backends: HashMap<MapData, bpf::BackendKey, bpf::Destination>,
 }
 
 impl Kernel {
-    /// Finds the proxy's map by a Service that it is known to hold.
-    ///
-    /// # Errors
-    /// That no proxy holds it.
-    pub(super) fn find(netns: &Netns, known: Ipv4Addr) -> Result<Self> {
-        let socket = netns.enter(|| -> Result<Socket> {
-            let mut socket = Socket::new(NETLINK_NETFILTER)?;
-            socket.bind_auto()?;
-            Ok(socket)
-        })?;
-        for map in MAPS {
-            if look_up(&socket, map, &key(known))?.is_some() {
-                return Ok(Self(Source::Rules { socket, map }));
-            }
-        }
-        bail!("{known} is in no proxy's map of Services");
+    /// Looks in the rules of proxyd in a namespace.
+    pub(super) fn of_rules(netns: &Netns) -> Result<Self> {
+        Ok(Self::Rules(NfTables::of(netns)?))
+    }
+
+    /// Looks in the rules of a peer in a namespace.
+    pub(super) fn of_peer(netns: &Netns, mode: PeerMode) -> Result<Self> {
+        Ok(Self::Peer(NfTables::of(netns)?, mode))
     }
 
     /// Opens the maps of programs.
@@ -82,15 +59,22 @@ impl Kernel {
             frontends: open("frontends")?.try_into()?,
             backends: open("backends")?.try_into()?,
         };
-        Ok(Self(Source::Programs(Box::new(maps))))
+        Ok(Self::Programs(Box::new(maps)))
     }
 
-    /// Whether TCP connections to port 80 of a ClusterIP are balanced: the Service is there, and has endpoints.
-    pub(super) fn serves(&self, cluster_ip: Ipv4Addr) -> Result<bool> {
-        match &self.0 {
-            Source::Rules { socket, map } => Ok(look_up(socket, *map, &key(cluster_ip))?.is_some()),
-            Source::Programs(maps) => {
-                Ok(found(maps.frontends.get(&frontend(cluster_ip), 0))?.is_some())
+    /// Whether TCP connections to port 80 of a Service are balanced: it is there, and has endpoints.
+    pub(super) fn serves(&self, service: Service) -> Result<bool> {
+        let key = key(service.cluster_ip);
+        match self {
+            Self::Rules(tables) => Ok(tables.element(TABLE, "services", &key)?.is_some()),
+            Self::Programs(maps) => {
+                Ok(found(maps.frontends.get(&frontend(service.cluster_ip), 0))?.is_some())
+            }
+            Self::Peer(tables, mode @ PeerMode::Nftables) => {
+                Ok(tables.element(mode.table(), "service-ips", &key)?.is_some())
+            }
+            Self::Peer(tables, mode @ PeerMode::Iptables) => {
+                tables.is_used(mode.table(), &mode.service_chain(service))
             }
         }
     }
@@ -98,28 +82,38 @@ impl Kernel {
     /// Whether a Service has an endpoint, with any of so many indexes.
     pub(super) fn has_endpoint(
         &self,
-        cluster_ip: Ipv4Addr,
+        service: Service,
         count: usize,
         endpoint: Ipv4Addr,
     ) -> Result<bool> {
+        if let Self::Peer(tables, mode) = self {
+            let chain = mode.endpoint_chain(service, endpoint);
+            let is_used = tables.is_used(mode.table(), &chain)?;
+            if is_used || *mode == PeerMode::Iptables {
+                return Ok(is_used);
+            }
+            // An address and a port, each of which fills whole words.
+            let value = [&endpoint.octets()[..], &[0x1f, 0x90, 0, 0]].concat();
+            return tables.maps_to(mode.table(), &mode.service_chain(service), &value);
+        }
         for index in 0..u16::try_from(count)? {
-            if self.endpoint(cluster_ip, index)? == Some(endpoint) {
+            if self.endpoint(service.cluster_ip, index)? == Some(endpoint) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// The endpoint with this index of the Service at port 80 of a ClusterIP.
+    /// The endpoint with this index of the Service at port 80 of a ClusterIP. Only proxyd's have one.
     pub(super) fn endpoint(&self, cluster_ip: Ipv4Addr, index: u16) -> Result<Option<Ipv4Addr>> {
-        match &self.0 {
-            Source::Rules { socket, .. } => {
+        match self {
+            Self::Rules(tables) => {
                 let mut key = key(cluster_ip);
                 key.extend(u32::from(index).to_ne_bytes());
-                let answer = look_up(socket, ENDPOINTS, &key)?;
+                let answer = tables.element(TABLE, "endpoints", &key)?;
                 answer.map(|answer| endpoint_in(&answer)).transpose()
             }
-            Source::Programs(maps) => {
+            Self::Programs(maps) => {
                 let key = bpf::BackendKey {
                     frontend: frontend(cluster_ip),
                     index: index.into(),
@@ -131,6 +125,7 @@ impl Kernel {
                 });
                 ip.transpose()
             }
+            Self::Peer(..) => bail!("a peer's endpoints have no index"),
         }
     }
 }
@@ -153,37 +148,10 @@ fn found<T>(entry: Result<T, MapError>) -> Result<Option<T>> {
     }
 }
 
-/// The kernel's answer about an element, if there is one.
-fn look_up(socket: &Socket, (table, map): (&str, &str), key: &[u8]) -> Result<Option<Vec<u8>>> {
-    socket.send(&request(table, map, key), 0)?;
-    let (answer, _) = socket.recv_from_full()?;
-    let header = NetlinkBuffer::new_checked(&answer)?;
-    match header.message_type() {
-        NFT_MSG_NEWSETELEM => Ok(Some(answer)),
-        NLMSG_ERROR => {
-            let code = answer.get(16..20).and_then(|bytes| bytes.try_into().ok());
-            let code = code.map(i32::from_ne_bytes);
-            // So it is also where there is no such table.
-            ensure!(code == Some(-ENOENT), "nf_tables answers {code:?}");
-            Ok(None)
-        }
-        other => bail!("nf_tables answers with a message of type {other:#x}"),
-    }
-}
-
 /// The endpoint in the kernel's answer about an element.
 fn endpoint_in(answer: &[u8]) -> Result<Ipv4Addr> {
-    let path = [
-        NFTA_SET_ELEM_LIST_ELEMENTS,
-        NFTA_LIST_ELEM,
-        NFTA_SET_ELEM_DATA,
-        NFTA_DATA_VALUE,
-    ];
-    let attributes = answer.get(HEADERS_BYTES..).unwrap_or_default();
-    let value = path
-        .iter()
-        .try_fold(attributes, |bytes, kind| get(bytes, *kind));
-    let octets: Option<[u8; 4]> = value.and_then(|value| value.get(..4)?.try_into().ok());
+    let octets: Option<[u8; 4]> =
+        netlink::data(answer).and_then(|value| value.get(..4)?.try_into().ok());
     Ok(octets.context("an element without data")?.into())
 }
 
@@ -195,89 +163,50 @@ fn key(cluster_ip: Ipv4Addr) -> Vec<u8> {
     key
 }
 
-fn request(table: &str, map: &str, key: &[u8]) -> Vec<u8> {
-    let nested = |kind: u16, value: &[u8]| {
-        let mut attribute = Vec::new();
-        put(&mut attribute, kind | NLA_F_NESTED, value);
-        attribute
-    };
-    let mut value = Vec::new();
-    put(&mut value, NFTA_DATA_VALUE, key);
-    let element = nested(NFTA_LIST_ELEM, &nested(NFTA_SET_ELEM_KEY, &value));
-    let mut buffer = vec![0; HEADERS_BYTES];
-    buffer[16] = AF_INET;
-    for (kind, name) in [
-        (NFTA_SET_ELEM_LIST_TABLE, table),
-        (NFTA_SET_ELEM_LIST_SET, map),
-    ] {
-        put(&mut buffer, kind, &[name.as_bytes(), &[0]].concat());
-    }
-    put(
-        &mut buffer,
-        NFTA_SET_ELEM_LIST_ELEMENTS | NLA_F_NESTED,
-        &element,
-    );
-    let length = u32::try_from(buffer.len()).expect("a request is short");
-    let mut header = NetlinkBuffer::new(&mut buffer);
-    header.set_length(length);
-    header.set_message_type(NFT_MSG_GETSETELEM);
-    header.set_flags(NLM_F_REQUEST);
-    buffer
-}
-
-/// The value of the first attribute of a kind.
-fn get(mut bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    loop {
-        let (length, rest) = bytes.split_first_chunk()?;
-        let (found, _) = rest.split_first_chunk()?;
-        let length = usize::from(u16::from_ne_bytes(*length));
-        let value = bytes.get(4..length)?;
-        if u16::from_ne_bytes(*found) & NLA_TYPE_MASK == kind {
-            return Some(value);
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-/// Appends an attribute.
-pub(super) fn put(buffer: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).expect("an attribute is short");
-    buffer.extend(length.to_ne_bytes());
-    buffer.extend(kind.to_ne_bytes());
-    buffer.extend(value);
-    buffer.resize(buffer.len().next_multiple_of(4), 0);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The tables of both proxies, as far as they matter here.
+    const SERVICE: Service = Service {
+        number: 7,
+        cluster_ip: Ipv4Addr::new(10, 96, 0, 1),
+    };
+    const OTHER: Service = Service {
+        number: 8,
+        cluster_ip: Ipv4Addr::new(10, 96, 0, 2),
+    };
+    const ENDPOINT: Ipv4Addr = Ipv4Addr::new(10, 1, 2, 3);
+
+    fn load(netns: &Netns, rules: &str) {
+        proxyd_tests::agent::nft(netns, &["-f", "-"], rules);
+    }
+
+    /// The maps of both proxies, as far as they matter here.
     #[test]
-    fn services_with_endpoints_are_found_in_either_map() {
-        for (table, map) in MAPS {
+    fn services_with_endpoints_are_found_in_maps() {
+        for (table, map) in [(TABLE, "services"), ("kube-proxy", "service-ips")] {
             let netns = Netns::new().unwrap();
-            let rules = format!(
-                "table ip {table} {{
-                    chain balance {{ }}
-                    map {map} {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
-                }}
-                add element ip {table} {map} {{ 10.96.0.1 . tcp . 80 : goto balance }}
-                add element ip {table} {map} {{ 10.96.0.2 . udp . 80 : goto balance }}"
-            );
-            proxyd_tests::agent::nft(&netns, &["-f", "-"], &rules);
-            let [known, other] = [1, 2].map(|last| Ipv4Addr::new(10, 96, 0, last));
-            assert!(Kernel::find(&netns, other).is_err());
-            let kernel = Kernel::find(&netns, known).unwrap();
-            let Source::Rules { map: found, .. } = &kernel.0 else {
-                panic!("it was looked for in rules");
+            let kernel = match table {
+                TABLE => Kernel::of_rules(&netns).unwrap(),
+                _ => Kernel::of_peer(&netns, PeerMode::Nftables).unwrap(),
             };
-            assert_eq!(*found, (table, map));
-            assert!(kernel.serves(known).unwrap());
-            assert!(!kernel.serves(other).unwrap());
+            assert!(!kernel.serves(SERVICE).unwrap(), "there is no table");
+            load(
+                &netns,
+                &format!(
+                    "table ip {table} {{
+                        chain balance {{ }}
+                        map {map} {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
+                    }}
+                    add element ip {table} {map} {{ 10.96.0.1 . tcp . 80 : goto balance }}
+                    add element ip {table} {map} {{ 10.96.0.2 . udp . 80 : goto balance }}"
+                ),
+            );
+            assert!(kernel.serves(SERVICE).unwrap());
+            assert!(!kernel.serves(OTHER).unwrap());
             let gone = format!("delete element ip {table} {map} {{ 10.96.0.1 . tcp . 80 }}");
-            proxyd_tests::agent::nft(&netns, &["-f", "-"], &gone);
-            assert!(!kernel.serves(known).unwrap());
+            load(&netns, &gone);
+            assert!(!kernel.serves(SERVICE).unwrap());
         }
     }
 
@@ -285,19 +214,85 @@ mod tests {
     fn endpoints_are_looked_up_by_their_index() {
         let netns = Netns::new().unwrap();
         let rules = "table ip proxyd {
-                chain balance { }
-                map services { type ipv4_addr . inet_proto . inet_service : verdict; }
                 map endpoints {
                     typeof ip daddr . meta l4proto . th dport . numgen random mod 65536 : ip daddr . th dport
                 }
             }
-            add element ip proxyd services { 10.96.0.1 . tcp . 80 : goto balance }
             add element ip proxyd endpoints { 10.96.0.1 . tcp . 80 . 3 : 10.1.2.3 . 8080 }";
-        proxyd_tests::agent::nft(&netns, &["-f", "-"], rules);
-        let service = Ipv4Addr::new(10, 96, 0, 1);
-        let kernel = Kernel::find(&netns, service).unwrap();
-        let endpoint = Some(Ipv4Addr::new(10, 1, 2, 3));
-        assert_eq!(kernel.endpoint(service, 3).unwrap(), endpoint);
-        assert_eq!(kernel.endpoint(service, 0).unwrap(), None);
+        load(&netns, rules);
+        let kernel = Kernel::of_rules(&netns).unwrap();
+        let at = |index| kernel.endpoint(SERVICE.cluster_ip, index).unwrap();
+        assert_eq!((at(3), at(0)), (Some(ENDPOINT), None));
+        assert!(kernel.has_endpoint(SERVICE, 4, ENDPOINT).unwrap());
+        assert!(!kernel.has_endpoint(SERVICE, 3, ENDPOINT).unwrap());
+    }
+
+    #[test]
+    fn endpoints_of_a_peer_are_found_in_the_map_of_the_chain_of_a_service() {
+        let mode = PeerMode::Nftables;
+        let chain = mode.service_chain(SERVICE);
+        let netns = Netns::new().unwrap();
+        let rules = format!(
+            "table ip kube-proxy {{
+                chain {chain} {{
+                    meta l4proto tcp dnat ip to numgen random mod 2 map {{ 0 : 10.1.2.2 . 8080, 1 : {ENDPOINT} . 8080 }}
+                }}
+            }}"
+        );
+        load(&netns, &rules);
+        let kernel = Kernel::of_peer(&netns, mode).unwrap();
+        let has = |service, endpoint| kernel.has_endpoint(service, 0, endpoint).unwrap();
+        assert!(has(SERVICE, ENDPOINT));
+        assert!(!has(SERVICE, Ipv4Addr::new(10, 1, 2, 4)));
+        assert!(!has(OTHER, ENDPOINT));
+        load(&netns, &format!("flush chain ip kube-proxy {chain}"));
+        assert!(!has(SERVICE, ENDPOINT));
+    }
+
+    /// Chains that are left over have rules, and nothing leads to them.
+    #[test]
+    fn chains_of_a_peer_count_while_something_leads_to_them() {
+        let service = "KUBE-SVC-TQ6DFFBKXAVMKV6V";
+        for mode in [PeerMode::Iptables, PeerMode::Nftables] {
+            let netns = Netns::new().unwrap();
+            let kernel = Kernel::of_peer(&netns, mode).unwrap();
+            let has_endpoint = || kernel.has_endpoint(SERVICE, 1, ENDPOINT).unwrap();
+            assert!(!has_endpoint(), "there is no table");
+            let table = mode.table();
+            let (chain, endpoint) = match mode {
+                PeerMode::Iptables => (service, mode.endpoint_chain(SERVICE, ENDPOINT)),
+                PeerMode::Nftables => ("balance", mode.endpoint_chain(SERVICE, ENDPOINT)),
+            };
+            load(
+                &netns,
+                &format!(
+                    "table ip {table} {{
+                        chain {endpoint} {{ counter; accept; }}
+                        chain {chain} {{ counter; }}
+                        chain services {{ }}
+                    }}"
+                ),
+            );
+            assert!(!has_endpoint());
+            let way = match mode {
+                PeerMode::Iptables => format!("jump {endpoint}"),
+                PeerMode::Nftables => {
+                    format!("numgen random mod 1 vmap {{ 0 : goto {endpoint} }}")
+                }
+            };
+            load(&netns, &format!("add rule ip {table} {chain} {way}"));
+            assert!(has_endpoint());
+            assert!(!kernel.has_endpoint(OTHER, 1, ENDPOINT).unwrap());
+            load(&netns, &format!("flush chain ip {table} {chain}"));
+            assert!(!has_endpoint());
+            if mode == PeerMode::Iptables {
+                assert!(!kernel.serves(SERVICE).unwrap());
+                load(
+                    &netns,
+                    &format!("add rule ip nat services ip daddr 10.96.0.1 jump {chain}"),
+                );
+                assert!(kernel.serves(SERVICE).unwrap());
+            }
+        }
     }
 }

@@ -1,9 +1,7 @@
 //! How far the kernel is behind the API server while endpoints change without a pause.
 //!
 //! Each change replaces one endpoint. Every tenth is a *mark*, which is looked for in the kernel (see [`super::kernel`]):
-//! the element with the index of the old endpoint has the new one. With a peer, whose single endpoints cannot be looked
-//! up, a mark takes all endpoints from a Service, or gives them back. (With proxyd that would measure something else:
-//! a verdict that is added makes the kernel go through all of that map, which takes 25 ms at 45,000 Services.)
+//! the element with the index of the old endpoint has the new one, or, with a peer, its rules lead to the new one.
 //! Another thread looks for the oldest mark that is not there yet, so it sees each within its interval of 0.1 ms and
 //! costs 3 % of a CPU.
 //!
@@ -25,6 +23,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use super::cluster::Cluster;
 use super::kernel::Kernel;
 use super::percentile;
+use super::workload::Service;
 
 /// One in so many changes is a mark.
 const EVERY: usize = 10;
@@ -43,16 +42,6 @@ pub(super) const FEWEST_SERVICES: usize = 4;
 pub(super) struct Pace {
     pub(super) changes: usize,
     pub(super) per_second: Option<u32>,
-    pub(super) marks: Marks,
-}
-
-/// What marks change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Marks {
-    /// One endpoint, as all other changes do: for proxyd.
-    Endpoint,
-    /// All endpoints of a Service: for any proxy.
-    Service,
 }
 
 /// What came of it.
@@ -73,29 +62,21 @@ pub(super) struct Lag {
 struct Mark {
     change: usize,
     number: usize,
-    wanted: Wanted,
+    /// The kernel has the second of these endpoints in place of the first once the mark has arrived.
+    endpoints: [Ipv4Addr; 2],
     at: Instant,
 }
 
-/// What the kernel holds once a mark has arrived.
-#[derive(Debug, Clone, Copy)]
-enum Wanted {
-    /// The Service has endpoints, or it has none.
-    Served(bool),
-    /// It has the second of these endpoints in place of the first.
-    Replaced([Ipv4Addr; 2]),
-}
-
-/// Changes endpoints at this pace, and afterwards gives all Services their endpoints back.
+/// Changes endpoints at this pace.
 pub(super) fn measure(cluster: &mut Cluster, kernel: &Kernel, pace: Pace) -> Result<Lag> {
     ensure!(cluster.len() >= FEWEST_SERVICES, "too few Services");
-    let addresses: Vec<_> = (0..cluster.len())
-        .map(|number| cluster.cluster_ip(number))
+    let services: Vec<_> = (0..cluster.len())
+        .map(|number| cluster.service(number))
         .collect();
     let seen = AtomicUsize::new(0);
     let mut looker = Looker {
         kernel,
-        addresses: &addresses,
+        services: &services,
         endpoints: u16::try_from(cluster.endpoints())?,
         index: None,
     };
@@ -108,7 +89,6 @@ pub(super) fn measure(cluster: &mut Cluster, kernel: &Kernel, pace: Pace) -> Res
         let arrivals = thread.join().map_err(|_| anyhow!("a thread panicked"))?;
         anyhow::Ok((written?, arrivals?))
     })?;
-    restore(cluster, kernel)?;
     let mut lags: Vec<_> = arrivals
         .iter()
         .map(|(change, at)| *at - written[*change])
@@ -152,16 +132,13 @@ fn write(
         written.push(at);
         if is_last || (change % EVERY == EVERY - 1 && is_free) {
             let number = if is_last { for_marks } else { next };
-            let wanted = match pace.marks {
-                Marks::Endpoint => Wanted::Replaced(cluster.replace_endpoint(number)?),
-                Marks::Service => Wanted::Served(cluster.toggle(number)?),
-            };
+            let endpoints = cluster.replace_endpoint(number)?;
             sent += 1;
             used[next] = sent;
             let mark = Mark {
                 change,
                 number,
-                wanted,
+                endpoints,
                 at,
             };
             marks.send(mark).context("the other thread has failed")?;
@@ -176,7 +153,7 @@ fn write(
 /// Looks for one mark after the other.
 struct Looker<'a> {
     kernel: &'a Kernel,
-    addresses: &'a [Ipv4Addr],
+    services: &'a [Service],
     endpoints: u16,
     /// Of the last mark, and the index of the endpoint that it replaces.
     index: Option<(usize, u16)>,
@@ -184,19 +161,19 @@ struct Looker<'a> {
 
 impl Looker<'_> {
     fn is_there(&mut self, mark: &Mark) -> Result<bool> {
-        let service = self.addresses[mark.number];
-        let [old, new] = match mark.wanted {
-            Wanted::Served(wanted) => return Ok(self.kernel.serves(service)? == wanted),
-            Wanted::Replaced(endpoints) => endpoints,
-        };
+        let service = self.services[mark.number];
+        let [old, new] = mark.endpoints;
+        if let Kernel::Peer(..) = self.kernel {
+            return self.kernel.has_endpoint(service, 0, new);
+        }
         // The new endpoint takes the index of the old one, so that one is looked at from now on.
         if let Some((change, index)) = self.index
             && change == mark.change
         {
-            return Ok(self.kernel.endpoint(service, index)? == Some(new));
+            return Ok(self.kernel.endpoint(service.cluster_ip, index)? == Some(new));
         }
         for index in 0..self.endpoints {
-            let found = self.kernel.endpoint(service, index)?;
+            let found = self.kernel.endpoint(service.cluster_ip, index)?;
             if found == Some(old) || found == Some(new) {
                 self.index = Some((mark.change, index));
                 return Ok(found == Some(new));
@@ -252,21 +229,6 @@ fn worst(written: &[Instant], arrivals: &[(usize, Instant)]) -> Duration {
     lags.max().unwrap_or_default()
 }
 
-/// Gives the Services that were left without endpoints theirs back, and waits until the kernel has it.
-fn restore(cluster: &mut Cluster, kernel: &Kernel) -> Result<()> {
-    let unserved: Vec<_> = (0..cluster.len())
-        .filter(|number| !cluster.is_served(*number))
-        .collect();
-    for number in &unserved {
-        cluster.toggle(*number)?;
-    }
-    if let Some(last) = unserved.last() {
-        let ip = cluster.cluster_ip(*last);
-        wait_until(PATIENCE, || kernel.serves(ip))?;
-    }
-    Ok(())
-}
-
 /// Waits for something in the kernel.
 pub(super) fn wait_until(
     patience: Duration,
@@ -311,7 +273,7 @@ mod tests {
             let mark = Mark {
                 change,
                 number: 0,
-                wanted: Wanted::Served(true),
+                endpoints: [Ipv4Addr::LOCALHOST; 2],
                 at: Instant::now(),
             };
             sender.send(mark).unwrap();

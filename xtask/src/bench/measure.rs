@@ -4,16 +4,17 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use proxyd_tests::generation::Generation;
 use proxyd_tests::netns::Netns;
 use proxyd_tests::sockets::Sockets;
 
 use super::cluster::Cluster;
 use super::kernel::Kernel;
-use super::lag::{self, Marks, Pace};
-use super::process::Proxy;
-use super::report::{Figures, Repair};
+use super::lag::{self, Pace};
+use super::peer::Way;
+use super::process::{Proxy, Sign};
+use super::report::{Figures, Repair, ServerCosts};
 use super::{CHANGE_PATIENCE, POLL_INTERVAL, percentile};
 
 /// How many Services are looked up to make sure that a proxy that says so is in sync.
@@ -35,8 +36,6 @@ pub(super) struct Amounts {
     /// For how long there must have been no transaction before a change is made. The peer deletes old chains a second
     /// after a change, which must not be taken for the next one.
     pub(super) settle: Duration,
-    /// How changes in a row are seen.
-    pub(super) marks: Marks,
     /// How many changes in a row.
     pub(super) burst: usize,
     /// How many changes in a second, and for how long.
@@ -49,15 +48,15 @@ pub(super) struct Amounts {
     pub(super) churn: usize,
     /// Whether others change the rules. A peer may take an hour to notice.
     pub(super) repairs: bool,
-    /// Whether programs balance, with rules beside them.
-    pub(super) by_programs: bool,
+    /// How the proxy balances.
+    pub(super) way: Way,
 }
 
 /// Measures a proxy.
 pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -> Result<Figures> {
     let directory = tempfile::tempdir()?;
     let mut figures = Figures::default();
-    let (mut starts, mut resident) = (Vec::new(), Vec::new());
+    let (mut starts, mut resident, mut costs) = (Vec::new(), Vec::new(), Vec::new());
     let mut last = None;
     for _ in 0..amounts.rounds {
         // The one before, and with it the rules of its namespace, has ended.
@@ -65,12 +64,25 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
         let node = Netns::new().context("making a network namespace needs root")?;
         let kubeconfig = cluster.attach(&node, directory.path())?;
         let name = cluster.node().to_owned();
-        let programs = amounts.by_programs.then(|| Sockets::of(&[]));
+        let programs = (amounts.way == Way::Programs).then(|| Sockets::of(&[]));
         let args: Vec<&str> = programs.iter().flat_map(Sockets::args).collect();
-        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name), &args)?;
+        let before = cluster.taken()?;
+        let on = (amounts.way, &*kubeconfig, &*name);
+        let (proxy, kernel) = if let Way::Peer(mode) = amounts.way {
+            let kernel = Kernel::of_peer(&node, mode)?;
+            let are_there = || missing(cluster, &kernel).map(|number| number.is_none());
+            let sign = Sign::Kernel(&are_there);
+            let proxy = Proxy::start(binary, &node, on, &args, sign)?;
+            (proxy, kernel)
+        } else {
+            let proxy = Proxy::start(binary, &node, on, &args, Sign::Health)?;
+            (proxy, in_sync(&node, cluster, programs.as_ref())?)
+        };
         starts.push(proxy.start);
-        let kernel = in_sync(&node, cluster, programs.as_ref())?;
         resident.push(proxy.quiet_memory_mib()?);
+        let of_server = cluster.taken()?.zip(before);
+        let of_server = of_server.map(|(now, before)| now.since(before));
+        costs.push((proxy.cpu()?, of_server));
         figures.peak_mib = figures.peak_mib.max(proxy.peak_memory_mib()?);
         last = Some((proxy, kernel, kubeconfig, node, programs));
     }
@@ -78,6 +90,15 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
     figures.start_ms = millis(percentile(&mut starts, 50));
     resident.sort_unstable_by(f64::total_cmp);
     figures.resident_mib = resident[resident.len() / 2];
+    // The server's are of the same start as the proxy's.
+    costs.sort_unstable_by_key(|(cpu, _)| *cpu);
+    let (cpu, of_server) = costs[costs.len() / 2];
+    figures.start_cpu_ms = millis(cpu);
+    figures.server = of_server.map(|taken| ServerCosts {
+        start_bytes: taken.bytes,
+        start_cpu_ms: taken.cpu.map(millis),
+        ..ServerCosts::default()
+    });
     let generation = Generation::of(&node)?;
     one_at_a_time(
         &proxy,
@@ -101,7 +122,12 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
     for _ in 0..amounts.rounds {
         let before = generation.get()?;
         let name = cluster.node().to_owned();
-        let proxy = Proxy::start(binary, &node, (&kubeconfig, &name), &args)?;
+        let on = (amounts.way, &*kubeconfig, &*name);
+        let sign = match amounts.way {
+            Way::Rules | Way::Programs => Sign::Health,
+            Way::Peer(_) => Sign::Metrics,
+        };
+        let proxy = Proxy::start(binary, &node, on, &args, sign)?;
         restarts.push(proxy.start);
         proxy.wait_until_quiet()?;
         let written = generation.get()?.wrapping_sub(before);
@@ -116,16 +142,23 @@ pub(super) fn measure(binary: &Path, cluster: &mut Cluster, amounts: &Amounts) -
 fn in_sync(node: &Netns, cluster: &Cluster, programs: Option<&Sockets>) -> Result<Kernel> {
     let kernel = match programs {
         Some(programs) => Kernel::of_programs(programs)?,
-        None => Kernel::find(node, cluster.cluster_ip(0))?,
+        None => Kernel::of_rules(node)?,
     };
-    let stride = cluster.len().div_ceil(SAMPLES);
-    for number in (0..cluster.len()).rev().step_by(stride) {
-        ensure!(
-            kernel.serves(cluster.cluster_ip(number))?,
-            "the proxy says that it is in sync, and Service {number} is not in the kernel"
-        );
+    if let Some(number) = missing(cluster, &kernel)? {
+        bail!("the proxy says that it is in sync, and Service {number} is not in the kernel");
     }
     Ok(kernel)
+}
+
+/// A Service that is not in the kernel, of some that are looked up.
+fn missing(cluster: &Cluster, kernel: &Kernel) -> Result<Option<usize>> {
+    let stride = cluster.len().div_ceil(SAMPLES);
+    for number in (0..cluster.len()).rev().step_by(stride) {
+        if !kernel.serves(cluster.service(number))? {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
 }
 
 /// Replaces one endpoint at a time; each is timed from the API server's commit to the kernel's.
@@ -150,10 +183,10 @@ fn one_at_a_time(
         } else {
             PEER_PATIENCE
         });
-        let service = cluster.cluster_ip(number);
-        let is_there = || match amounts.by_programs {
-            true => kernel.has_endpoint(service, cluster.endpoints(), new),
-            false => Ok(generation.get()? != before),
+        let service = cluster.service(number);
+        let is_there = || match amounts.way {
+            Way::Rules => Ok(generation.get()? != before),
+            Way::Programs | Way::Peer(_) => kernel.has_endpoint(service, cluster.endpoints(), new),
         };
         while !is_there()? {
             ensure!(
@@ -198,7 +231,6 @@ fn in_a_row(
     let pace = Pace {
         changes: amounts.burst,
         per_second: None,
-        marks: amounts.marks,
     };
     let lag = lag::measure(cluster, kernel, pace)?;
     figures.burst_changes_per_s = lag.per_second;
@@ -207,11 +239,10 @@ fn in_a_row(
     figures.burst_lag_max_ms = millis(lag.worst);
     figures.burst_drained_ms = millis(lag.drained);
     proxy.wait_until_quiet()?;
-    let before = proxy.cpu()?;
+    let (before, of_server) = (proxy.cpu()?, cluster.taken()?);
     let pace = Pace {
         changes: amounts.rate as usize * amounts.seconds as usize,
         per_second: Some(amounts.rate),
-        marks: amounts.marks,
     };
     let lag = lag::measure(cluster, kernel, pace)?;
     proxy.wait_until_quiet()?;
@@ -221,6 +252,13 @@ fn in_a_row(
     figures.rate_lag_p99_ms = millis(lag.p99);
     figures.rate_lag_max_ms = millis(lag.worst);
     figures.rate_cpu_ms = millis(proxy.cpu()? - before) / pace.changes as f64;
+    if let (Some(server), Some((now, before))) =
+        (&mut figures.server, cluster.taken()?.zip(of_server))
+    {
+        let (taken, changes) = (now.since(before), pace.changes as f64);
+        server.change_bytes = taken.bytes as f64 / changes;
+        server.change_cpu_ms = taken.cpu.map(|cpu| millis(cpu) / changes);
+    }
     Ok(())
 }
 
@@ -244,7 +282,7 @@ fn churn(
     for _ in 0..CHURN_ROUNDS {
         let started = Instant::now();
         cluster.grow(count)?;
-        let last = cluster.cluster_ip(cluster.len() - 1);
+        let last = cluster.service(cluster.len() - 1);
         lag::wait_until(PEER_PATIENCE, || kernel.serves(last))?;
         figures.churn_created_ms = millis(started.elapsed());
         let started = Instant::now();
@@ -259,7 +297,7 @@ fn churn(
 /// Changes the rules as someone else; each time from that commit until what was lost is there again.
 fn repair(node: &Netns, cluster: &Cluster, kernel: &Kernel) -> Result<Repair> {
     let generation = Generation::of(node)?;
-    let (first, last) = (cluster.cluster_ip(0), cluster.cluster_ip(cluster.len() - 1));
+    let (first, last) = (cluster.service(0), cluster.service(cluster.len() - 1));
     let time = |commands: &[&str]| -> Result<f64> {
         settled(&generation, Duration::from_secs(1))?;
         let before = generation.get()?;
@@ -278,7 +316,7 @@ fn repair(node: &Netns, cluster: &Cluster, kernel: &Kernel) -> Result<Repair> {
         ensure!(status.success(), "nft {commands:?} ended with {status}");
         Ok(millis(time))
     };
-    let element = format!("{{ {first} . tcp . 80 }}");
+    let element = format!("{{ {} . tcp . 80 }}", first.cluster_ip);
     Ok(Repair {
         element_ms: time(&["delete", "element", "ip", "proxyd", "services", &element])?,
         flush_ms: time(&["flush", "ruleset"])?,
@@ -292,30 +330,32 @@ fn millis(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::peer::PeerMode;
+    use super::super::stand_in;
     use super::super::workload::Workload;
     use super::*;
+    use std::path::PathBuf;
+
     use proxyd_tests::apiserver::{ApiServer, Options};
     use serde_json::json;
 
-    fn check(cluster: &mut Cluster, marks: Marks, by_programs: bool) {
+    fn check(binary: &Path, cluster: &mut Cluster, way: Way) -> Figures {
         let amounts = Amounts {
             rounds: 2,
             changes: 3,
             settle: Duration::from_millis(1),
-            marks,
             burst: 50,
             rate: 200,
             seconds: 1,
             idle: Duration::from_millis(10),
             churn: 5,
-            repairs: !by_programs,
-            by_programs,
+            repairs: way == Way::Rules,
+            way,
         };
-        let binary = proxyd_tests::agent::binary();
-        let figures = measure(Path::new(&binary), cluster, &amounts).unwrap();
-        assert_eq!(figures.restart_transactions, 0);
+        let figures = measure(binary, cluster, &amounts).unwrap();
         let times = [
             figures.start_ms,
+            figures.start_cpu_ms,
             figures.restart_ms,
             figures.change_p50_ms,
             figures.change_cpu_ms,
@@ -331,8 +371,11 @@ mod tests {
         // The kernel's own figure of the peak may be behind by some pages for each CPU.
         assert!(figures.resident_mib > 1.0, "{figures:?}");
         assert!(figures.peak_mib > figures.resident_mib - 2.0, "{figures:?}");
-        let all = 0..cluster.len();
-        assert_eq!(all.filter(|n| !cluster.is_served(*n)).count(), 0);
+        figures
+    }
+
+    fn proxyd() -> PathBuf {
+        proxyd_tests::agent::binary().into()
     }
 
     const SMALL: Workload = Workload {
@@ -342,15 +385,29 @@ mod tests {
 
     #[test]
     fn proxy_is_measured_on_the_server_of_the_tests() {
-        for by_programs in [false, true] {
+        for way in [Way::Rules, Way::Programs] {
             let mut cluster = Cluster::make(SMALL, None).unwrap();
-            check(&mut cluster, Marks::Endpoint, by_programs);
+            let figures = check(&proxyd(), &mut cluster, way);
+            assert_eq!(figures.restart_transactions, 0);
+            assert_eq!(figures.server, None);
+        }
+    }
+
+    #[test]
+    fn peer_is_measured_in_both_of_its_modes() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = stand_in::install(&directory);
+        for mode in [PeerMode::Nftables, PeerMode::Iptables] {
+            let mut cluster = Cluster::make(SMALL, None).unwrap();
+            let figures = check(&program, &mut cluster, Way::Peer(mode));
+            // It does not know what is there.
+            assert!(figures.restart_transactions > 0);
         }
     }
 
     /// The tests' server stands for a real one.
     #[test]
-    fn proxy_is_measured_on_a_server_outside_of_its_namespace() {
+    fn proxies_are_measured_on_a_server_outside_of_their_namespace() {
         let server = ApiServer::start_with(Options {
             service_cidr: Some("10.96.0.0/16".parse().unwrap()),
             ..Options::default()
@@ -359,7 +416,20 @@ mod tests {
         server.create(&node);
         let kubeconfig = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(kubeconfig.path(), server.kubeconfig()).unwrap();
-        let mut cluster = Cluster::make(SMALL, Some(kubeconfig.path())).unwrap();
-        check(&mut cluster, Marks::Service, false);
+        let directory = tempfile::tempdir().unwrap();
+        let peer = stand_in::install(&directory);
+        for (binary, way) in [
+            (proxyd(), Way::Rules),
+            (peer, Way::Peer(PeerMode::Nftables)),
+        ] {
+            let mut cluster = Cluster::make(SMALL, Some(kubeconfig.path())).unwrap();
+            let server = check(&binary, &mut cluster, way).server.unwrap();
+            // 20 Services with their slices, and then one slice at a time.
+            assert!(server.start_bytes > 20_000, "{server:?}");
+            assert!(server.change_bytes > 500.0, "{server:?}");
+            assert!(server.change_bytes < server.start_bytes as f64 / 5.0);
+            assert!(server.start_cpu_ms > Some(0.0), "{server:?}");
+            assert!(server.change_cpu_ms > Some(0.0), "{server:?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Reads what `bench sync --json` wrote and writes an SVG file; measures nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -39,15 +40,19 @@ const PUBLISHED_CHANGE: &[(f64, f64)] = &[(1_000.0, 134.0), (10_000.0, 3_500.0)]
 // Colours that are told apart on light and on dark pages.
 const BACKGROUND: RGBColor = RGBColor(255, 255, 255);
 const OURS: RGBColor = RGBColor(33, 113, 181);
-const PEER: RGBColor = RGBColor(217, 95, 2);
+const OTHERS: [RGBColor; 3] = [
+    RGBColor(217, 95, 2),
+    RGBColor(27, 120, 55),
+    RGBColor(118, 42, 131),
+];
 const ELSEWHERE: RGBColor = RGBColor(120, 120, 120);
 
 /// One of the two charts.
 struct Chart {
     title: &'static str,
     ours: Points,
-    peer: Points,
-    peer_name: String,
+    /// By their names.
+    others: Vec<(String, Points)>,
     published: &'static [(f64, f64)],
 }
 
@@ -70,17 +75,23 @@ pub(super) fn run(args: &Args) -> Result<()> {
 /// The picture as text.
 fn svg(report: &Report) -> Result<String> {
     ensure!(!report.clusters.is_empty(), "the files hold no results");
-    let mut names = report
-        .clusters
-        .iter()
-        .filter_map(|results| results.peer_name.as_deref());
-    let peer_name = format!("{}, this machine", names.next().unwrap_or("peer"));
-    let chart = |title, published, figure: fn(&Figures) -> f64| Chart {
-        title,
-        ours: points(report, |results| Some(figure(&results.proxyd))),
-        peer: points(report, |results| results.peer.as_ref().map(figure)),
-        peer_name: peer_name.clone(),
-        published,
+    let all = report.clusters.iter().flat_map(|results| &results.others);
+    let names: BTreeSet<&str> = all.map(|other| &*other.name).collect();
+    let chart = |title, published, figure: fn(&Figures) -> f64| {
+        let of_other = |name: &&str| {
+            let points = points(report, |results| {
+                let mut others = results.others.iter();
+                let other = others.find(|other| other.name == *name)?;
+                Some(figure(&other.figures))
+            });
+            (format!("{name}, this machine"), points)
+        };
+        Chart {
+            title,
+            ours: points(report, |results| Some(figure(&results.proxyd))),
+            others: names.iter().map(of_other).collect(),
+            published,
+        }
     };
     let start = chart("Start to all rules in the kernel", PUBLISHED_START, |f| {
         f.start_ms
@@ -124,9 +135,9 @@ fn draw(root: &DrawingArea<SVGBackend<'_>, Shift>, charts: [&Chart; 2]) -> Drawn
 
 fn draw_chart(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn {
     let all = || {
-        [&*chart.ours, &*chart.peer, chart.published]
-            .concat()
-            .into_iter()
+        let others = chart.others.iter().flat_map(|(_, points)| points);
+        let all = chart.ours.iter().chain(others).chain(chart.published);
+        all.copied()
     };
     let services = range(all().map(|(services, _)| services), 1.6);
     let millis = decades(&range(all().map(|(_, ms)| ms), 1.6));
@@ -144,11 +155,13 @@ fn draw_chart(area: &DrawingArea<SVGBackend<'_>, Shift>, chart: &Chart) -> Drawn
         .bold_line_style(RGBColor(200, 200, 200))
         .light_line_style(RGBColor(238, 238, 238))
         .draw()?;
-    for (name, points, colour) in [
+    let others = chart.others.iter().zip(OTHERS.iter().cycle());
+    let others = others.map(|((name, points), colour)| (&**name, &**points, *colour));
+    let lines = [
         ("proxyd", &*chart.ours, OURS),
-        (&chart.peer_name, &*chart.peer, PEER),
         (PUBLISHED, chart.published, ELSEWHERE),
-    ] {
+    ];
+    for (name, points, colour) in lines.into_iter().chain(others) {
         if points.is_empty() {
             continue;
         }
@@ -205,7 +218,7 @@ fn thousands(number: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::Results;
+    use super::super::report::{Other, Results};
     use super::super::workload::Workload;
     use super::*;
 
@@ -221,8 +234,13 @@ mod tests {
                 endpoints: 5,
             },
             proxyd: figures(start_ms),
-            peer_name: peer.map(|_| "kube-proxy".to_owned()),
-            peer: peer.map(figures),
+            others: peer
+                .map(|start_ms| Other {
+                    name: "kube-proxy".to_owned(),
+                    figures: figures(start_ms),
+                })
+                .into_iter()
+                .collect(),
             dry_run: None,
         }
     }
@@ -240,7 +258,9 @@ mod tests {
         };
         let ours = points(&report, |results| Some(results.proxyd.start_ms));
         assert_eq!(ours, [(1_000.0, 90.0), (10_000.0, 700.0)]);
-        let peer = points(&report, |results| results.peer.as_ref().map(|f| f.start_ms));
+        let peer = points(&report, |results| {
+            Some(results.others.first()?.figures.start_ms)
+        });
         assert_eq!(peer, [(10_000.0, 13_000.0)]);
     }
 

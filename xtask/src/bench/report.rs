@@ -30,15 +30,21 @@ pub(super) struct Results {
     pub(super) cluster: Workload,
     /// The figures of this proxy.
     pub(super) proxyd: Figures,
-    /// The name of another program.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) peer_name: Option<String>,
-    /// Its figures, on the same work.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) peer: Option<Figures>,
+    /// Those of others, on the same work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) others: Vec<Other>,
     /// What needs no cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) dry_run: Option<DryRun>,
+}
+
+/// Another program, or this one in another way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Other {
+    /// What it is called.
+    pub(super) name: String,
+    /// Its figures.
+    pub(super) figures: Figures,
 }
 
 /// How long a dry run takes, and `nft` to check what it prints.
@@ -52,6 +58,8 @@ pub(super) struct DryRun {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Figures {
     pub(super) start_ms: f64,
+    #[serde(default)]
+    pub(super) start_cpu_ms: f64,
     pub(super) restart_ms: f64,
     pub(super) restart_transactions: u32,
     pub(super) change_p50_ms: f64,
@@ -79,6 +87,22 @@ pub(super) struct Figures {
     pub(super) peak_mib: f64,
     /// How soon what others change is put right.
     pub(super) repair: Option<Repair>,
+    /// What a real API server had to do for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) server: Option<ServerCosts>,
+}
+
+/// What a real API server had to do for a proxy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct ServerCosts {
+    /// What it sent until the proxy was in sync and quiet, as it was on the wire.
+    pub(super) start_bytes: u64,
+    /// What it sent for one of the sustained changes.
+    pub(super) change_bytes: f64,
+    /// Its CPU time for the start, if its process is on this machine.
+    pub(super) start_cpu_ms: Option<f64>,
+    /// Its CPU time for one of the sustained changes, the write included.
+    pub(super) change_cpu_ms: Option<f64>,
 }
 
 /// How long Services were without what someone else removed.
@@ -155,6 +179,7 @@ const LINES: &[Line] = &[
             _ => None,
         },
     ),
+    line("CPU for it", "ms", |f| f.start_cpu_ms),
     bar(
         line("restart, the rules present", "ms", |f| f.restart_ms),
         |w| match (w.services, w.endpoints) {
@@ -228,27 +253,48 @@ fn memory(cluster: Workload) -> Option<f64> {
     }
 }
 
+/// What a line of a real API server's costs says, its unit, and its value.
+type ServerLine = (&'static str, &'static str, fn(&ServerCosts) -> Option<f64>);
+
+const SERVER_LINES: [ServerLine; 4] = [
+    ("the API server sent for a start", "kB", |s| {
+        Some(s.start_bytes as f64 / 1e3)
+    }),
+    ("its CPU for that", "ms", |s| s.start_cpu_ms),
+    ("the API server sent for one change", "bytes", |s| {
+        Some(s.change_bytes)
+    }),
+    ("its CPU for that, the write included", "ms", |s| {
+        s.change_cpu_ms
+    }),
+];
+
 /// The results of one cluster as a table, with what is missed.
 pub(super) fn table(results: &Results) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     let mut header = vec![results.cluster.to_string(), "proxyd".to_owned()];
-    if results.peer.is_some() {
-        let name = results.peer_name.clone();
-        header.extend([name.unwrap_or_default(), "that / proxyd".to_owned()]);
+    for other in &results.others {
+        header.extend([other.name.clone(), "that / proxyd".to_owned()]);
     }
     header.push("bar".to_owned());
+    let columns = header.len();
     table.set_header(header);
     for line in LINES {
         let value = (line.value)(&results.proxyd);
-        let mut row = vec![line.what.to_owned(), with_unit(value, line.unit)];
-        if let Some(peer) = &results.peer {
-            let of_peer = (line.value)(peer);
-            let ratio = (value > 0.0).then(|| format!("{} ×", number(of_peer / value)));
-            row.extend([with_unit(of_peer, line.unit), ratio.unwrap_or_default()]);
-        }
+        let others = results.others.iter();
+        let others = others.map(|other| Some((line.value)(&other.figures)));
+        let mut row = compared(line.what, line.unit, value, others);
         row.push((line.bar)(results.cluster).map_or_else(String::new, |bar| verdict(value, bar)));
         table.add_row(row);
+    }
+    for (what, unit, of) in SERVER_LINES {
+        let Some(value) = results.proxyd.server.as_ref().and_then(of) else {
+            continue;
+        };
+        let others = results.others.iter();
+        let others = others.map(|other| other.figures.server.as_ref().and_then(of));
+        table.add_row(compared(what, unit, value, others));
     }
     if let Some(repair) = &results.proxyd.repair {
         for (what, value) in [
@@ -257,7 +303,7 @@ pub(super) fn table(results: &Results) -> Table {
             ("a chain whose rules others flushed is back", repair.rule_ms),
         ] {
             let mut row = vec![what.to_owned(), with_unit(value, "ms")];
-            row.resize(if results.peer.is_some() { 4 } else { 2 }, String::new());
+            row.resize(columns - 1, String::new());
             row.push(verdict(value, 100.0));
             table.add_row(row);
         }
@@ -271,6 +317,23 @@ pub(super) fn table(results: &Results) -> Table {
         }
     }
     table
+}
+
+/// A row without its last cell: a value, and what others have in comparison.
+fn compared(
+    what: &str,
+    unit: &str,
+    value: f64,
+    others: impl Iterator<Item = Option<f64>>,
+) -> Vec<String> {
+    let mut row = vec![what.to_owned(), with_unit(value, unit)];
+    for other in others {
+        let ratio = other.filter(|_| value > 0.0);
+        let ratio = ratio.map(|other| format!("{} ×", number(other / value)));
+        let other = other.map(|other| with_unit(other, unit));
+        row.extend([other, ratio].map(Option::unwrap_or_default));
+    }
+    row
 }
 
 /// The bar, and by how much it is missed.
@@ -323,12 +386,14 @@ mod tests {
                 resident_mib: 31.5,
                 ..Figures::default()
             },
-            peer_name: Some("kube-proxy".to_owned()),
-            peer: Some(Figures {
-                start_ms: 13_800.0,
-                change_p50_ms: 3_500.0,
-                ..Figures::default()
-            }),
+            others: vec![Other {
+                name: "kube-proxy".to_owned(),
+                figures: Figures {
+                    start_ms: 13_800.0,
+                    change_p50_ms: 3_500.0,
+                    ..Figures::default()
+                },
+            }],
             dry_run: None,
         }
     }
@@ -354,6 +419,40 @@ mod tests {
             row("resident, in sync")[1..],
             ["31.5 MiB", "0 MiB", "0 ×", "≤ 40"]
         );
+    }
+
+    /// Whose process is not on this machine has no CPU time.
+    #[test]
+    fn table_says_what_each_proxy_costs_a_real_server() {
+        let mut results = results();
+        results.others.push(results.others[0].clone());
+        results.proxyd.server = Some(ServerCosts {
+            start_bytes: 15_300_000,
+            change_bytes: 1_000.0,
+            start_cpu_ms: Some(580.0),
+            change_cpu_ms: None,
+        });
+        results.others[1].figures.server = Some(ServerCosts {
+            start_bytes: 30_600_000,
+            change_bytes: 2_500.0,
+            ..ServerCosts::default()
+        });
+        let text = table(&results).to_string();
+        let row = |what: &str| {
+            let line = text.lines().find(|line| line.contains(what)).unwrap();
+            let cells = line.trim_matches('│').split('┆').map(str::trim);
+            cells.skip(1).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            row("sent for a start")[..5],
+            ["15300 kB", "", "", "30600 kB", "2 ×"]
+        );
+        assert_eq!(
+            row("sent for one change")[..5],
+            ["1000 bytes", "", "", "2500 bytes", "2.50 ×"]
+        );
+        assert_eq!(row("its CPU for that")[..5], ["580 ms", "", "", "", ""]);
+        assert!(!text.contains("the write included"), "{text}");
     }
 
     #[test]

@@ -2,9 +2,9 @@
 //!
 //! Clusters are made up, on the tests' API server or a real one; the proxy runs in a network namespace of its own, with
 //! the real kernel. With a peer, that one does the same work afterwards. Everything is measured from outside and the
-//! same way for both: `/healthz`, the generation number of the kernel's rules, elements of the map of Services, and
-//! what the kernel says of the process. What each figure means stands where it is taken, in [`super::measure`] and
-//! [`super::lag`].
+//! same way for all: `/healthz`, what the kernel holds of a Service ([`super::kernel`]), and what it says of the process;
+//! with a real API server, also what that sent, and its process. What each figure means stands where it is taken, in
+//! [`super::measure`] and [`super::lag`].
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,9 +13,10 @@ use anyhow::{Result, ensure};
 
 use super::cluster::Cluster;
 use super::dry_run;
-use super::lag::{FEWEST_SERVICES, Marks};
+use super::lag::FEWEST_SERVICES;
 use super::measure::{Amounts, measure};
-use super::report::{Report, Results, table};
+use super::peer::{self, PeerMode, Way};
+use super::report::{Figures, Other, Report, Results, table};
 use super::workload::Workload;
 
 /// How long a peer must have been silent before a change: kube-proxy deletes old chains a second after a change.
@@ -72,24 +73,25 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
-    /// A kube-proxy that does the same work, in mode nftables.
-    #[arg(long, value_name = "PROGRAM")]
+    /// A kube-proxy that does the same work.
+    #[arg(long, value_name = "PATH/kube-proxy")]
     peer: Option<PathBuf>,
 
+    /// The modes in which it does; iptables with the nf_tables back end of that program.
+    #[arg(long, value_name = "MODE,…", value_delimiter = ',', default_values = ["nftables"])]
+    peer_mode: Vec<PeerMode>,
+
     /// Has proxyd itself do the same work again, with --backend ebpf.
-    #[arg(long, conflicts_with = "peer")]
+    #[arg(long)]
     ebpf: bool,
 }
 
 /// Measures each cluster, prints a table for each, and writes the file.
 pub(super) fn run(args: &Args, binary: &Path) -> Result<()> {
-    let peer = args.peer.as_deref().filter(|peer| {
-        let is_there = peer.is_file();
-        if !is_there {
-            println!("NOT RUN: the peer: there is no {}", peer.display());
-        }
-        is_there
-    });
+    let peers = match &args.peer {
+        Some(peer) => peer::usable(peer, &args.peer_mode),
+        None => Vec::new(),
+    };
     let mut report = Report::new()?;
     if report.load_before > BUSY {
         println!(
@@ -102,7 +104,7 @@ pub(super) fn run(args: &Args, binary: &Path) -> Result<()> {
             cluster.services >= FEWEST_SERVICES,
             "at least {FEWEST_SERVICES} Services, please"
         );
-        let results = one(*cluster, args, (binary, peer))?;
+        let results = one(*cluster, args, binary, &peers)?;
         println!("{}", table(&results));
         report.clusters.push(results);
         if let Some(file) = &args.json {
@@ -113,54 +115,67 @@ pub(super) fn run(args: &Args, binary: &Path) -> Result<()> {
     Ok(())
 }
 
-fn one(workload: Workload, args: &Args, (binary, peer): (&Path, Option<&Path>)) -> Result<Results> {
-    let amounts = Amounts {
-        rounds: args.rounds as usize,
-        changes: args.changes as usize,
-        settle: Duration::ZERO,
-        marks: Marks::Endpoint,
-        burst: args.burst as usize,
-        rate: args.rate,
-        seconds: args.seconds,
-        idle: Duration::from_secs(args.idle.into()),
-        churn: args.churn as usize,
-        repairs: true,
-        by_programs: false,
-    };
-    let of_peer = if args.ebpf {
-        Amounts {
-            repairs: false,
-            by_programs: true,
-            ..amounts.clone()
-        }
-    } else {
-        Amounts {
-            changes: args.peer_changes as usize,
-            settle: PEER_SETTLE,
-            repairs: false,
-            marks: Marks::Service,
-            ..amounts.clone()
-        }
-    };
-    let (peer, peer_name) = if args.ebpf {
-        (Some(binary), Some("proxyd --backend ebpf".to_owned()))
-    } else {
-        let name = peer.and_then(Path::file_name);
-        (peer, name.map(|name| name.to_string_lossy().into_owned()))
-    };
-    let figures = |binary: &Path, amounts: &Amounts| {
-        println!("measuring {} with {workload} …", binary.display());
+fn one(
+    workload: Workload,
+    args: &Args,
+    binary: &Path,
+    peers: &[(PathBuf, PeerMode)],
+) -> Result<Results> {
+    let figures = |binary: &Path, way| -> Result<Figures> {
+        println!("measuring {} with {workload} …", name(binary, way));
         let mut cluster = Cluster::make(workload, args.kubeconfig.as_deref())?;
-        measure(binary, &mut cluster, amounts)
+        measure(binary, &mut cluster, &amounts(args, way))
+    };
+    let proxyd = figures(binary, Way::Rules)?;
+    let ebpf = args.ebpf.then_some((binary, Way::Programs));
+    let peers = peers.iter().map(|(peer, mode)| (&**peer, Way::Peer(*mode)));
+    let other = |(binary, way)| {
+        anyhow::Ok(Other {
+            name: name(binary, way),
+            figures: figures(binary, way)?,
+        })
     };
     Ok(Results {
         cluster: workload,
-        proxyd: figures(binary, &amounts)?,
-        peer_name,
-        peer: peer.map(|peer| figures(peer, &of_peer)).transpose()?,
+        proxyd,
+        others: ebpf
+            .into_iter()
+            .chain(peers)
+            .map(other)
+            .collect::<Result<_>>()?,
         dry_run: match args.kubeconfig {
             Some(_) => None,
             None => Some(dry_run::measure(workload, binary)?),
         },
     })
+}
+
+/// What a proxy is called in the results.
+fn name(binary: &Path, way: Way) -> String {
+    match way {
+        Way::Rules => "proxyd".to_owned(),
+        Way::Programs => "proxyd --backend ebpf".to_owned(),
+        Way::Peer(mode) => peer::name(binary, mode),
+    }
+}
+
+fn amounts(args: &Args, way: Way) -> Amounts {
+    let is_peer = matches!(way, Way::Peer(_));
+    let (changes, settle) = if is_peer {
+        (args.peer_changes, PEER_SETTLE)
+    } else {
+        (args.changes, Duration::ZERO)
+    };
+    Amounts {
+        rounds: args.rounds as usize,
+        changes: changes as usize,
+        settle,
+        burst: args.burst as usize,
+        rate: args.rate,
+        seconds: args.seconds,
+        idle: Duration::from_secs(args.idle.into()),
+        churn: args.churn as usize,
+        repairs: way == Way::Rules,
+        way,
+    }
 }

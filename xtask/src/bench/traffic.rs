@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use super::peer::{self, PeerMode};
 use load::{Figure, Figures};
 use report::Report;
 use station::{Proxy, Station};
@@ -44,6 +45,10 @@ pub(super) struct Args {
     /// A kube-proxy to measure in the same rounds.
     #[arg(long, value_name = "PATH/kube-proxy")]
     peer: Option<PathBuf>,
+
+    /// The modes to measure it in; iptables with the nf_tables back end of that program.
+    #[arg(long, value_name = "MODE,…", value_delimiter = ',', default_values = ["nftables"])]
+    peer_mode: Vec<PeerMode>,
 
     /// Also writes the figures to this file.
     #[arg(long, value_name = "FILE")]
@@ -92,7 +97,11 @@ pub(super) fn run(args: &Args, binary: &FilePath) -> Result<()> {
         Proxy::on_fast_path("proxyd ebpf, fast path", binary)?,
     ];
     match &args.peer {
-        Some(peer) => proxies.push(Proxy::peer(peer)?),
+        Some(peer) => {
+            for (peer, mode) in peer::usable(peer, &args.peer_mode) {
+                proxies.push(Proxy::peer(&peer, mode)?);
+            }
+        }
         None => println!("NOT RUN: peer: give --peer PATH/kube-proxy to measure it beside"),
     }
     proxies.retain(|proxy| proxy.name.contains(&args.only));

@@ -94,6 +94,22 @@ impl Workload {
     }
 }
 
+/// A Service of the cluster, with the address that it got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Service {
+    /// Its number.
+    pub(crate) number: usize,
+    /// Its ClusterIP.
+    pub(crate) cluster_ip: Ipv4Addr,
+}
+
+impl Service {
+    /// Its name, in its [`namespace`].
+    pub(crate) fn name(self) -> String {
+        format!("svc-{}", self.number)
+    }
+}
+
 /// How many namespaces the objects are spread over.
 pub(crate) const NAMESPACES: usize = 50;
 

@@ -8,7 +8,7 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket, protocols::NETLINK_NETFILTER};
 
-use super::super::kernel::put;
+use super::super::kernel::netlink::put;
 use super::super::workload::Workload;
 
 // Defined in Linux: include/uapi/linux/netfilter/nfnetlink_conntrack.h

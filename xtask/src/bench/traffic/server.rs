@@ -2,7 +2,6 @@
 //!
 //! A thread for each port. They have no state and end with this process.
 
-use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
@@ -14,7 +13,7 @@ use proxyd_tests::netns::Netns;
 /// The ports of a server, as distances from the first.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Port {
-    /// Takes TCP connections, and does nothing with them.
+    /// Takes TCP connections, and closes each when its client has.
     Connect = 0,
     /// Answers every byte of a TCP connection.
     Exchange = 1,
@@ -46,9 +45,6 @@ impl Port {
 /// standard library has it, would drop the next SYN, and the client would send it again after a second.
 const BACKLOG: i32 = 4096;
 
-/// How many connections are kept before the first is closed. The client has reset it by then, so nothing is sent.
-const KEPT: usize = 64;
-
 const BULK_BUFFER: usize = 256 * 1024;
 
 /// Serves all ports from `first` up in a namespace. They are open when this returns.
@@ -68,28 +64,23 @@ pub(super) fn start(netns: &Netns, first: u16) -> Result<()> {
     })?;
     let socket =
         netns.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, Port::Datagram.number(first))))?;
-    thread::spawn(move || keep(&connect));
+    thread::spawn(move || each(&connect, await_end));
     thread::spawn(move || each(&exchange, answer));
     thread::spawn(move || each(&bulk, swallow));
     thread::spawn(move || answer_datagrams(&socket));
     Ok(())
 }
 
-fn keep(listener: &TcpListener) {
-    let mut kept = VecDeque::with_capacity(KEPT);
-    for stream in listener.incoming() {
-        if kept.len() == KEPT {
-            kept.pop_front();
-        }
-        kept.push_back(stream);
-    }
-}
-
-/// Serves one connection after the other: a client has one at a time. One that fails is the client's to report.
+/// Serves one connection after the other: clients have one at a time, and do not need it to be accepted. One that fails
+/// is the client's to report.
 fn each(listener: &TcpListener, serve: fn(TcpStream) -> io::Result<()>) {
     for stream in listener.incoming() {
         drop(stream.and_then(serve));
     }
+}
+
+fn await_end(mut stream: TcpStream) -> io::Result<()> {
+    stream.read(&mut [0]).map(drop)
 }
 
 fn answer(mut stream: TcpStream) -> io::Result<()> {
@@ -114,5 +105,50 @@ fn answer_datagrams(socket: &UdpSocket) {
         if let Ok((length, client)) = socket.recv_from(&mut question) {
             drop(socket.send_to(&question[..length], client));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use proxyd_tests::wait::eventually;
+
+    use super::super::load::{REUSE, connect_once};
+    use super::*;
+
+    /// Of a connection in TIME_WAIT, in `/proc/net/tcp`.
+    const TIME_WAIT: &str = "06";
+
+    /// The states of all TCP sockets of the calling thread's namespace that do not listen.
+    fn states() -> Vec<String> {
+        let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        let lines = table.lines().skip(1);
+        let states = lines.map(|line| line.split_ascii_whitespace().nth(3).unwrap().to_owned());
+        states.filter(|state| state != "0A").collect()
+    }
+
+    #[test]
+    fn connections_end_in_time_wait_and_ports_do_not_run_out() {
+        let netns = Netns::new().unwrap();
+        netns.sysctls(&[REUSE, ("net/ipv4/ip_local_port_range", "40000 40019")]);
+        // At 127.0.0.1 the kernel would let ports be used again anyway.
+        let address = Ipv4Addr::new(192, 0, 2, 1);
+        let added = format!("{address}/32");
+        let added = netns.run("ip", &["address", "add", &added, "dev", "lo"], "");
+        assert!(added.unwrap().status.success());
+        start(&netns, 8080).unwrap();
+        let to = SocketAddr::from((address, Port::Connect.number(8080)));
+        netns.enter(|| {
+            for _ in 0..20 {
+                connect_once(to).unwrap();
+            }
+            // Nothing of the server's side is left: the client was the first to close.
+            let patience = Duration::from_secs(10);
+            eventually("the ends", patience, || states() == [TIME_WAIT; 20]);
+            eventually("a port", patience, || connect_once(to).is_ok());
+        });
     }
 }

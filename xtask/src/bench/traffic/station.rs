@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::super::path as utf8;
+use super::super::peer::{self, PeerMode};
 use super::super::workload::Workload;
 use super::load::{self, Figures, Load};
 use super::server::{self, Port};
@@ -40,9 +41,9 @@ const QUIET: Duration = Duration::from_secs(2);
 /// How many lines of a proxy that does not serve are shown.
 const SHOWN_LINES: usize = 20;
 
-/// The tracked flows of connections that were reset, and of UDP, are of no use to anyone, and should not fill the table.
+/// The tracked flows of UDP are of no use to anyone, and should not fill the table. Those of TCP stay for their two minutes
+/// in TIME_WAIT, as on any node; there are no more of them than clients have ports.
 const TIMEOUTS: &[(&str, &str)] = &[
-    ("net/netfilter/nf_conntrack_tcp_timeout_close", "1"),
     ("net/netfilter/nf_conntrack_udp_timeout", "1"),
     ("net/netfilter/nf_conntrack_udp_timeout_stream", "1"),
 ];
@@ -66,6 +67,8 @@ enum By {
     Devices,
     /// The same, and packets of known connections go past the node's routing.
     FastPath,
+    /// The rules of a peer.
+    Peer(PeerMode),
 }
 
 impl Proxy {
@@ -103,10 +106,20 @@ impl Proxy {
         })
     }
 
-    /// Another one than ours, named after its file.
-    pub(super) fn peer(binary: &Path) -> Result<Self> {
-        let file = binary.file_name().context("--peer names no file")?;
-        Self::new(&format!("peer {}", file.display()), binary)
+    /// Another one than ours, in one of its modes.
+    pub(super) fn peer(binary: &Path, mode: PeerMode) -> Result<Self> {
+        Ok(Self {
+            by: By::Peer(mode),
+            ..Self::new(&peer::name(binary, mode), binary)?
+        })
+    }
+
+    /// What its rules are made by.
+    fn mode(&self) -> PeerMode {
+        match self.by {
+            By::Peer(mode) => mode,
+            By::Rules | By::Sockets | By::Devices | By::FastPath => PeerMode::Nftables,
+        }
     }
 }
 
@@ -132,6 +145,9 @@ impl Station {
         let cluster = Cluster::new();
         let client = cluster.node1.pod("client");
         let server = cluster.node1.pod("server");
+        for pod in [&client, &server] {
+            pod.host.netns.sysctls(&[load::REUSE]);
+        }
         server::start(&server.host.netns, SERVER_PORT)?;
         Ok(Self {
             proxy: None,
@@ -184,10 +200,11 @@ impl Station {
             // The machine's limit of flows is not for a bench to change.
             "--conntrack-max-per-core=0",
             "--conntrack-min=0",
-            "--proxy-mode=nftables",
+            "--proxy-mode",
+            proxy.mode().name(),
         ];
         let sockets = match proxy.by {
-            By::Rules => None,
+            By::Rules | By::Peer(_) => None,
             By::Sockets => {
                 station.balances_sockets = true;
                 let pods = [&station.client, &station.server];
