@@ -162,6 +162,22 @@ impl Conversation {
         from.enter(|| Self::open_here(Protocol::Udp, to, timeout, source))
     }
 
+    /// Gives each answer this much time from now on.
+    ///
+    /// # Panics
+    /// If it is zero.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        let set = match &mut self.0 {
+            Socket::Tcp(stream) => stream.get_ref().set_read_timeout(Some(timeout)),
+            Socket::Udp(socket) => socket.set_read_timeout(Some(timeout)),
+            Socket::Sctp(association) => {
+                association.set_timeout(timeout);
+                Ok(())
+            }
+        };
+        set.expect("some time is given");
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors

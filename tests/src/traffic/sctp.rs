@@ -131,6 +131,11 @@ pub(super) struct Association {
 }
 
 impl Association {
+    /// Gives each answer this much time from now on.
+    pub(super) fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
     /// Makes the sockets in the calling thread's namespace; sends nothing yet. An unspecified source is any.
     pub(super) fn open(source: IpAddr, to: SocketAddr, timeout: Duration) -> io::Result<Self> {
         let icmp = match to {
