@@ -11,9 +11,10 @@ use std::net::{IpAddr, TcpListener};
 use kube::api::{Api, DynamicObject, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use proxyd_tests::agent::{Agent, nft, run_once};
-use proxyd_tests::apiserver::{Cut, Options, Refusal, Resource, Verb};
+use proxyd_tests::apiserver::{Cut, Encoding, Options, Refusal, Resource, Verb};
 use proxyd_tests::envtest::{Envtest, client};
 use proxyd_tests::generation::Generation;
+use proxyd_tests::in_both_encodings;
 use proxyd_tests::netns::Netns;
 use proxyd_tests::objects::{Port, service, slice};
 use proxyd_tests::served::Served;
@@ -89,9 +90,24 @@ fn wait_for_endpoints(node: &Netns, host: u8, endpoints: &[u8]) {
     );
 }
 
-#[test]
-fn the_agent_asks_for_what_it_needs_and_no_more() {
-    let fixture = Served::new(Options::default());
+in_both_encodings! {
+    the_agent_asks_for_what_it_needs_and_no_more,
+    an_older_api_server_is_asked_for_less,
+    rules_follow_our_api_server,
+    nothing_is_written_before_both_lists_are_complete,
+    lists_are_not_streamed_where_the_gate_is_off,
+    a_sick_older_server_is_complained_about_once,
+    what_changed_while_the_server_was_away_is_caught_up_with,
+    node_ports_are_at_the_addresses_of_the_node_object,
+    a_dry_run_lists_headless_services_too,
+}
+
+fn the_agent_asks_for_what_it_needs_and_no_more(options: Options) {
+    let encoding = match options.protobuf {
+        true => Encoding::Protobuf,
+        false => Encoding::Json,
+    };
+    let fixture = Served::new(options);
     fixture.create(&web("web", 1));
     fixture.create(&[headless()]);
     let agent = fixture.start_in_sync(&[]);
@@ -109,6 +125,7 @@ fn the_agent_asks_for_what_it_needs_and_no_more() {
                 Some(Verb::Watch),
                 "streaming lists, no plain ones: {request:?}"
             );
+            assert_eq!(request.encoding, Some(encoding));
             assert_eq!(
                 request.query.get("labelSelector").map(String::as_str),
                 label
@@ -133,12 +150,11 @@ fn the_agent_asks_for_what_it_needs_and_no_more() {
     agent.terminate();
 }
 
-#[test]
-fn an_older_api_server_is_asked_for_less() {
+fn an_older_api_server_is_asked_for_less(options: Options) {
     let options = Options {
         streaming_lists: false,
         service_field_selectors: false,
-        ..Options::default()
+        ..options
     };
     let fixture = Served::new(options);
     fixture.create(&web("web", 1));
@@ -236,9 +252,8 @@ fn in_node<T: Send>(node: &Netns, work: impl AsyncFnOnce() -> T + Send) -> T {
     })
 }
 
-#[test]
-fn rules_follow_our_api_server() {
-    let fixture = Served::new(Options::default());
+fn rules_follow_our_api_server(options: Options) {
+    let fixture = Served::new(options);
     let kubeconfig = fixture.server.kubeconfig();
     in_node(&fixture.node, async || {
         rules_follow_the_api_server(&fixture.node, &kubeconfig).await;
@@ -255,9 +270,8 @@ fn rules_follow_a_real_kube_apiserver() {
     });
 }
 
-#[test]
-fn nothing_is_written_before_both_lists_are_complete() {
-    let fixture = Served::new(Options::default());
+fn nothing_is_written_before_both_lists_are_complete(options: Options) {
+    let fixture = Served::new(options);
     fixture.create(&web("web", 1));
     fixture.start_in_sync(&[]).terminate();
     wait_for_endpoints(&fixture.node, 1, &[1]);
@@ -283,9 +297,8 @@ fn nothing_is_written_before_both_lists_are_complete() {
 }
 
 /// As client-go has it, for servers that stream badly.
-#[test]
-fn lists_are_not_streamed_where_the_gate_is_off() {
-    let fixture = Served::new(Options::default());
+fn lists_are_not_streamed_where_the_gate_is_off(options: Options) {
+    let fixture = Served::new(options);
     fixture.create(&web("web", 1));
     let streamed = |args: &[&str]| {
         fixture.server.clear_requests();
@@ -300,11 +313,10 @@ fn lists_are_not_streamed_where_the_gate_is_off() {
     wait_for_endpoints(&fixture.node, 1, &[1]);
 }
 
-#[test]
-fn a_sick_older_server_is_complained_about_once() {
+fn a_sick_older_server_is_complained_about_once(options: Options) {
     let options = Options {
         streaming_lists: false,
-        ..Options::default()
+        ..options
     };
     let fixture = Served::new(options);
     fixture.create(&web("web", 1));
@@ -325,9 +337,8 @@ fn a_sick_older_server_is_complained_about_once() {
     assert_eq!(count("watching services again"), 1, "{log:#?}");
 }
 
-#[test]
-fn what_changed_while_the_server_was_away_is_caught_up_with() {
-    let fixture = Served::new(Options::default());
+fn what_changed_while_the_server_was_away_is_caught_up_with(options: Options) {
+    let fixture = Served::new(options);
     fixture.create(&web("web", 1));
     fixture.create(&web("api", 2));
     let agent = fixture.start_in_sync(&[]);
@@ -357,9 +368,8 @@ fn what_changed_while_the_server_was_away_is_caught_up_with() {
     agent.terminate();
 }
 
-#[test]
-fn node_ports_are_at_the_addresses_of_the_node_object() {
-    let fixture = Served::new(Options::default());
+fn node_ports_are_at_the_addresses_of_the_node_object(options: Options) {
+    let fixture = Served::new(options);
     let node = |address: &str| {
         json!({
             "apiVersion": "v1", "kind": "Node", "metadata": { "name": "node-1" },
@@ -383,9 +393,8 @@ fn node_ports_are_at_the_addresses_of_the_node_object() {
     agent.terminate();
 }
 
-#[test]
-fn a_dry_run_lists_headless_services_too() {
-    let fixture = Served::new(Options::default());
+fn a_dry_run_lists_headless_services_too(options: Options) {
+    let fixture = Served::new(options);
     fixture.create(&web("web", 1));
     fixture.create(&[headless()]);
     let kubeconfig = fixture.kubeconfig();

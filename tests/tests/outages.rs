@@ -16,6 +16,7 @@ use proxyd_tests::apiserver::{ApiServer, Cut, Options, Refusal, Resource, Verb};
 use proxyd_tests::cluster::{Cluster, Host, Pod};
 use proxyd_tests::generation::Generation;
 use proxyd_tests::http::get;
+use proxyd_tests::in_both_encodings;
 use proxyd_tests::objects::{Port, service};
 use proxyd_tests::served::Served;
 use proxyd_tests::traffic::{Conversation, Protocol};
@@ -37,12 +38,12 @@ struct Site {
 
 impl Site {
     /// Service `web` at 10.96.0.1 has the first pod.
-    fn new() -> Self {
+    fn new(options: Options) -> Self {
         let cluster = Cluster::new();
         let client = cluster.node1.pod("client");
         let pods = ["a", "b"].map(|name| cluster.node2.pod(name).serving(8080));
         let listener = cluster.node1.enter(|| TcpListener::bind("127.0.0.1:0"));
-        let server = ApiServer::serve_on(listener.unwrap(), Options::default());
+        let server = ApiServer::serve_on(listener.unwrap(), options);
         let directory = TempDir::new().unwrap();
         fs::write(directory.path().join("kubeconfig"), server.kubeconfig()).unwrap();
         server.create(&json!({
@@ -125,9 +126,17 @@ fn count(log: &[String], text: &str) -> usize {
     log.iter().filter(|line| line.contains(text)).count()
 }
 
-#[test]
-fn rules_of_an_earlier_agent_serve_while_the_server_is_away_at_the_start() {
-    let site = Site::new();
+in_both_encodings! {
+    rules_of_an_earlier_agent_serve_while_the_server_is_away_at_the_start,
+    an_outage_in_the_middle_breaks_no_connection_and_is_said_once,
+    half_a_list_deletes_no_rule,
+    a_cluster_out_of_a_backup_is_taken_for_what_it_is,
+    events_by_halves_and_watches_that_expire_lose_nothing,
+    one_kind_that_is_refused_holds_up_no_other,
+}
+
+fn rules_of_an_earlier_agent_serve_while_the_server_is_away_at_the_start(options: Options) {
+    let site = Site::new(options);
     let agent = site.start_agent();
     agent.wait_for_log("in sync", PATIENCE);
     site.expect("10.96.0.1:80", 0);
@@ -169,9 +178,8 @@ fn rules_of_an_earlier_agent_serve_while_the_server_is_away_at_the_start() {
     );
 }
 
-#[test]
-fn an_outage_in_the_middle_breaks_no_connection_and_is_said_once() {
-    let site = Site::new();
+fn an_outage_in_the_middle_breaks_no_connection_and_is_said_once(options: Options) {
+    let site = Site::new(options);
     let agent = site.start_agent();
     agent.wait_for_log("in sync", PATIENCE);
     site.expect("10.96.0.1:80", 0);
@@ -265,12 +273,11 @@ fn break_off_lists(fixture: &Served, agent: Agent, cut: Cut, is_restarted: bool)
     agent
 }
 
-#[test]
-fn half_a_list_deletes_no_rule() {
+fn half_a_list_deletes_no_rule(options: Options) {
     for streaming_lists in [true, false] {
         let fixture = Served::new(Options {
             streaming_lists,
-            ..Options::default()
+            ..options.clone()
         });
         services().for_each(|service| fixture.create(&[service]));
         let mut agent = fixture.start_in_sync(&[]);
@@ -292,9 +299,8 @@ fn half_a_list_deletes_no_rule() {
     }
 }
 
-#[test]
-fn a_cluster_out_of_a_backup_is_taken_for_what_it_is() {
-    let fixture = Served::new(Options::default());
+fn a_cluster_out_of_a_backup_is_taken_for_what_it_is(options: Options) {
+    let fixture = Served::new(options);
     services().for_each(|service| fixture.create(&[service]));
     let agent = fixture.start_in_sync(&[]);
     assert_eq!(served(&fixture), 40);
@@ -316,9 +322,8 @@ fn a_cluster_out_of_a_backup_is_taken_for_what_it_is() {
     agent.terminate();
 }
 
-#[test]
-fn events_by_halves_and_watches_that_expire_lose_nothing() {
-    let fixture = Served::new(Options::default());
+fn events_by_halves_and_watches_that_expire_lose_nothing(options: Options) {
+    let fixture = Served::new(options);
     services().for_each(|service| fixture.create(&[service]));
     let agent = fixture.start_in_sync(&[]);
     let delete = |name| fixture.server.delete(Resource::Services, "default", name);
@@ -337,9 +342,8 @@ fn events_by_halves_and_watches_that_expire_lose_nothing() {
     assert_eq!(count(&log, "panicked"), 0, "{log:#?}");
 }
 
-#[test]
-fn one_kind_that_is_refused_holds_up_no_other() {
-    let site = Site::new();
+fn one_kind_that_is_refused_holds_up_no_other(options: Options) {
+    let site = Site::new(options);
     let agent = site.start_agent();
     agent.wait_for_log("in sync", PATIENCE);
     site.expect("10.96.0.1:80", 0);

@@ -13,6 +13,7 @@ use proxyd::event::Event;
 use proxyd::source::kube::{Patience, watch};
 use proxyd_tests::apiserver::{ApiServer, Cut, Options, Resource};
 use proxyd_tests::envtest::client;
+use proxyd_tests::in_both_encodings;
 use proxyd_tests::objects::{Port, service};
 use proxyd_tests::wait::eventually;
 use proxyd_tests::world::PATIENCE;
@@ -26,10 +27,10 @@ fn services() -> impl Iterator<Item = Value> {
 }
 
 /// A server with forty Services, whose watches hear from it often.
-fn server() -> ApiServer {
+fn server(options: Options) -> ApiServer {
     let server = ApiServer::start_with(Options {
         bookmark_interval: Duration::from_millis(50),
-        ..Options::default()
+        ..options
     });
     for service in services() {
         server.create(&service);
@@ -68,9 +69,13 @@ fn next_list(events: &mpsc::Receiver<Event>) -> usize {
     }
 }
 
-#[test]
-fn hung_watches_and_answers_are_given_up() {
-    let server = server();
+in_both_encodings! {
+    hung_watches_and_answers_are_given_up,
+    versions_that_begin_anew_are_noticed_though_the_server_stays,
+}
+
+fn hung_watches_and_answers_are_given_up(options: Options) {
+    let server = server(options);
     watch_impatiently(&server, |events| {
         assert_eq!(next_list(events), 40);
         server.hang_watches();
@@ -102,9 +107,8 @@ fn hung_watches_and_answers_are_given_up() {
     });
 }
 
-#[test]
-fn versions_that_begin_anew_are_noticed_though_the_server_stays() {
-    let server = server();
+fn versions_that_begin_anew_are_noticed_though_the_server_stays(options: Options) {
+    let server = server(options);
     for _ in 0..2 {
         for mut service in services() {
             let version = server.resource_version().to_string();

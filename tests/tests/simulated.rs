@@ -20,8 +20,10 @@ use axum::body::Body;
 use axum::http::Request;
 use kube::Client;
 use proxyd::event::Event;
+use proxyd::model::{Parsed, Service};
 use proxyd::source::kube::{Patience, watch};
-use proxyd_tests::apiserver::{ApiServer, Cut, Options, Refusal, Resource, Verb};
+use proxyd_tests::apiserver::{ApiServer, Cut, Encoding, Options, Refusal, Resource, Verb};
+use proxyd_tests::in_both_encodings;
 use proxyd_tests::objects::{Port, service};
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
@@ -133,6 +135,25 @@ impl Simulation {
         names.join(" ")
     }
 
+    /// What is wrong with a Service, as far as the engine was told last.
+    fn complaints(&self, name: &str) -> Vec<String> {
+        let mut complaints = Vec::new();
+        let mut take = |parsed: &Parsed<Service>| {
+            if parsed.name.name() == name {
+                assert_eq!(parsed.object.is_some(), parsed.complaints.is_empty());
+                complaints = parsed.complaints.iter().map(ToString::to_string).collect();
+            }
+        };
+        for event in self.events.lock().unwrap().iter() {
+            match event {
+                Event::ServicesListed(list) => list.iter().for_each(&mut take),
+                Event::ServiceApplied(parsed) => take(parsed),
+                _ => {}
+            }
+        }
+        complaints
+    }
+
     /// How often ServiceCIDRs were listed, and how many there were each time.
     fn listed_service_cidrs(&self) -> Vec<usize> {
         let events = self.events.lock().unwrap();
@@ -169,16 +190,32 @@ async fn pass(time: Duration) {
     sleep_until(Instant::now() + time).await;
 }
 
-fn older() -> Options {
+/// The same, of an older release.
+fn older(options: &Options) -> Options {
     Options {
         streaming_lists: false,
-        ..Options::default()
+        ..options.clone()
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_hour_away_costs_few_attempts_and_no_rule() {
-    for options in [Options::default(), older()] {
+in_both_encodings! {
+    async
+    an_hour_away_costs_few_attempts_and_no_rule,
+    nothing_is_said_before_the_server_is_there,
+    half_a_list_says_nothing,
+    watches_that_end_at_once_keep_nobody_busy,
+    a_server_is_left_alone_for_as_long_as_it_says,
+    a_version_that_is_gone_is_not_asked_for_again,
+    an_event_that_comes_by_halves_is_not_lost,
+    a_hung_watch_is_given_up,
+    versions_that_begin_anew_are_noticed,
+    service_cidrs_are_not_forgotten_by_a_server_that_hides_them_for_a_while,
+    an_object_that_cannot_be_decoded_costs_itself_alone,
+    a_server_that_refuses_to_choose_is_asked_for_json,
+}
+
+async fn an_hour_away_costs_few_attempts_and_no_rule(options: Options) {
+    for options in [options.clone(), older(&options)] {
         let simulation = Simulation::start(options).await;
         simulation.watch();
         pass(MINUTE).await;
@@ -206,9 +243,8 @@ async fn an_hour_away_costs_few_attempts_and_no_rule() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn nothing_is_said_before_the_server_is_there() {
-    let simulation = Simulation::start(Options::default()).await;
+async fn nothing_is_said_before_the_server_is_there(options: Options) {
+    let simulation = Simulation::start(options).await;
     simulation.leave();
     simulation.watch();
     pass(10 * MINUTE).await;
@@ -218,9 +254,8 @@ async fn nothing_is_said_before_the_server_is_there() {
     assert_eq!(simulation.services(), "a b c d");
 }
 
-#[tokio::test(start_paused = true)]
-async fn half_a_list_says_nothing() {
-    for options in [Options::default(), older()] {
+async fn half_a_list_says_nothing(options: Options) {
+    for options in [options.clone(), older(&options)] {
         for cut in [Cut::Clean, Cut::Broken, Cut::HalfLine] {
             let what = format!("{cut:?}, streaming lists: {}", options.streaming_lists);
             let simulation = Simulation::start(options.clone()).await;
@@ -246,9 +281,8 @@ async fn half_a_list_says_nothing() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn watches_that_end_at_once_keep_nobody_busy() {
-    let simulation = Simulation::start(Options::default()).await;
+async fn watches_that_end_at_once_keep_nobody_busy(options: Options) {
+    let simulation = Simulation::start(options).await;
     simulation.watch();
     pass(MINUTE).await;
     simulation.server.limit_watches(Duration::ZERO);
@@ -275,10 +309,9 @@ async fn watches_that_end_at_once_keep_nobody_busy() {
     assert_eq!(lists.count(), 0, "each goes on where the last one ended");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_server_is_left_alone_for_as_long_as_it_says() {
+async fn a_server_is_left_alone_for_as_long_as_it_says(options: Options) {
     for (wish, least, most) in [(60, 60, 65), (1_000_000, 120, 125)] {
-        let simulation = Simulation::start(Options::default()).await;
+        let simulation = Simulation::start(options.clone()).await;
         let refusal = Refusal::with(429).times(3).on(Resource::Services);
         simulation.server.refuse(refusal.retry_after(wish * SECOND));
         let began = Instant::now();
@@ -295,9 +328,8 @@ async fn a_server_is_left_alone_for_as_long_as_it_says() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_version_that_is_gone_is_not_asked_for_again() {
-    let simulation = Simulation::start(Options::default()).await;
+async fn a_version_that_is_gone_is_not_asked_for_again(options: Options) {
+    let simulation = Simulation::start(options).await;
     simulation.watch();
     pass(MINUTE).await;
     for by_status in [true, false] {
@@ -328,9 +360,8 @@ async fn a_version_that_is_gone_is_not_asked_for_again() {
     assert!((115..260).contains(&attempts), "{attempts}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_event_that_comes_by_halves_is_not_lost() {
-    let simulation = Simulation::start(Options::default()).await;
+async fn an_event_that_comes_by_halves_is_not_lost(options: Options) {
+    let simulation = Simulation::start(options).await;
     simulation.watch();
     pass(MINUTE).await;
     simulation.server.garble_next_events(1);
@@ -339,9 +370,8 @@ async fn an_event_that_comes_by_halves_is_not_lost() {
     assert_eq!(simulation.services(), "b c d e");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_hung_watch_is_given_up() {
-    let simulation = Simulation::start(Options::default()).await;
+async fn a_hung_watch_is_given_up(options: Options) {
+    let simulation = Simulation::start(options).await;
     simulation.watch();
     pass(MINUTE).await;
     let (known, began) = (simulation.event_count(), Instant::now());
@@ -356,9 +386,8 @@ async fn a_hung_watch_is_given_up() {
     assert_eq!(simulation.services(), "b c d e");
 }
 
-#[tokio::test(start_paused = true)]
-async fn versions_that_begin_anew_are_noticed() {
-    let simulation = Simulation::start(Options::default()).await;
+async fn versions_that_begin_anew_are_noticed(options: Options) {
+    let simulation = Simulation::start(options).await;
     for name in ["b", "c", "d"] {
         let mut object = web(name);
         object["metadata"]["labels"] = json!({ "some": "label" });
@@ -387,9 +416,8 @@ async fn versions_that_begin_anew_are_noticed() {
     assert_eq!(simulation.services(), "c d");
 }
 
-#[tokio::test(start_paused = true)]
-async fn service_cidrs_are_not_forgotten_by_a_server_that_hides_them_for_a_while() {
-    let simulation = Simulation::start(Options::default()).await;
+async fn service_cidrs_are_not_forgotten_by_a_server_that_hides_them_for_a_while(options: Options) {
+    let simulation = Simulation::start(options).await;
     let hidden = Refusal::with(403).on(Resource::ServiceCidrs);
     simulation.server.refuse(hidden.clone());
     simulation.watch();
@@ -404,4 +432,55 @@ async fn service_cidrs_are_not_forgotten_by_a_server_that_hides_them_for_a_while
     simulation.come_back();
     pass(5 * MINUTE).await;
     assert_eq!(simulation.listed_service_cidrs(), [0, 1, 1]);
+}
+
+/// No API server of today sends one; one of tomorrow may, and a proxy before it that breaks things.
+async fn an_object_that_cannot_be_decoded_costs_itself_alone(options: Options) {
+    let broken = |name| {
+        let mut object = web(name);
+        object["spec"]["ports"][0]["port"] = json!("http");
+        object
+    };
+    for options in [options.clone(), older(&options)] {
+        let simulation = Simulation::start(options).await;
+        simulation.server.update(&broken("b"));
+        let began = Instant::now();
+        simulation.watch();
+        pass(MINUTE).await;
+        let asked = simulation.asked(began).len();
+        assert_eq!(simulation.services(), "a b c d");
+        let [said] = &simulation.complaints("b")[..] else {
+            panic!("{:?}", simulation.complaints("b"));
+        };
+        assert!(said.starts_with("spec.ports[0].port: "), "{said}");
+        assert!(said.ends_with("; the object is skipped"), "{said}");
+        // One that is mended, one that breaks, and one that goes while it is broken.
+        simulation.server.update(&web("b"));
+        simulation.server.update(&broken("c"));
+        simulation.server.update(&broken("d"));
+        simulation.server.delete(Resource::Services, "default", "d");
+        simulation.server.create(&web("e"));
+        pass(SECOND).await;
+        assert_eq!(simulation.services(), "a b c e");
+        assert_eq!(simulation.complaints("b"), [""; 0]);
+        assert_eq!(simulation.complaints("c"), [said.as_str()]);
+        assert_eq!(simulation.asked(began).len(), asked, "the watch goes on");
+    }
+}
+
+async fn a_server_that_refuses_to_choose_is_asked_for_json(options: Options) {
+    for code in [406, 415] {
+        let simulation = Simulation::start(options.clone()).await;
+        let refusal = Refusal::with(code).on(Resource::Services);
+        simulation.server.refuse(refusal);
+        simulation.watch();
+        pass(SECOND).await;
+        assert_eq!(simulation.services(), "a b c d", "{code}: at once");
+        let requests = simulation.server.requests();
+        let of_kind = requests
+            .iter()
+            .filter(|request| request.resource == Some(Resource::Services));
+        let encodings: Vec<_> = of_kind.map(|request| request.encoding).collect();
+        assert_eq!(encodings[1..], [Some(Encoding::Json)], "{code}");
+    }
 }

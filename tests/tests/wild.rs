@@ -8,7 +8,7 @@ use proxyd::dataplane::nft::SkeletonConfig;
 use proxyd::dry_run::{Settings, dry_run};
 use proxyd::model::PerFamily;
 use proxyd::plan::{NodePortAddresses, PlanConfig, PodNetworks};
-use proxyd_tests::wild::{Choices, NODE, laws, objects, seeded};
+use proxyd_tests::wild::{Choices, NODE, encodings, laws, objects, seeded};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
@@ -17,6 +17,12 @@ proptest! {
     #[test]
     fn any_objects_are_translated_planned_and_printed(bytes in prop::collection::vec(any::<u8>(), 0..1_500)) {
         laws::check(&bytes);
+    }
+
+    /// See [`encodings::check`].
+    #[test]
+    fn json_and_protobuf_give_the_same_model(bytes in prop::collection::vec(any::<u8>(), 0..1_500)) {
+        encodings::check(&bytes);
     }
 }
 

@@ -21,6 +21,7 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::Resource;
 use kube::api::ListParams;
 use serde::de::DeserializeOwned;
+use tracing::warn;
 
 pub use self::client::{KubeError, KubeconfigFile, client};
 use self::follow::{Asked, Kind, follow};
@@ -174,8 +175,8 @@ pub async fn watch(
                     complaints: Vec::new(),
                     trigger: None,
                 },
-                listed: |nodes| Event::NodeChanged(nodes.into_iter().find_map(|node| node.object)),
-                applied: |node| Event::NodeChanged(node.object),
+                listed: |nodes| Event::NodeChanged(nodes.into_iter().find_map(usable)),
+                applied: |node| Event::NodeChanged(usable(node)),
                 deleted: |_| Event::NodeChanged(None),
             }
         ),
@@ -193,6 +194,14 @@ pub async fn watch(
             }
         ),
     );
+}
+
+/// The Node, unless it cannot be decoded. The engine keeps no complaints about Nodes, so that is said here.
+fn usable(node: Parsed<crate::model::Node>) -> Option<crate::model::Node> {
+    for complaint in &node.complaints {
+        warn!("Node {}: {complaint}", node.name.name());
+    }
+    node.object
 }
 
 /// Whether a server does not have a resource that proxyd can do without, or does not show it: one before 1.33, or

@@ -144,3 +144,39 @@ pub(super) fn json_list_head(resource: Resource, metadata: &Value) -> Vec<u8> {
     let version = json!(resource.api_version());
     format!("{{\"kind\":{kind},\"apiVersion\":{version},\"metadata\":{metadata},\"items\":[").into()
 }
+
+/// Makes tests of functions that take the [`Options`](crate::apiserver::Options) of a server: each runs once where that
+/// speaks JSON alone, and once where it speaks protobuf to who prefers it.
+#[macro_export]
+macro_rules! in_both_encodings {
+    (async $($name:ident,)*) => {
+        mod json {
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() {
+                super::$name($crate::apiserver::Options::speaking(false)).await;
+            })*
+        }
+
+        mod protobuf {
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() {
+                super::$name($crate::apiserver::Options::speaking(true)).await;
+            })*
+        }
+    };
+    ($($name:ident,)*) => {
+        mod json {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::apiserver::Options::speaking(false));
+            })*
+        }
+
+        mod protobuf {
+            $(#[test]
+            fn $name() {
+                super::$name($crate::apiserver::Options::speaking(true));
+            })*
+        }
+    };
+}

@@ -41,6 +41,7 @@ pub(super) async fn handle(State(shared): State<Arc<Shared>>, request: Request) 
         path: parts.uri.path().to_owned(),
         verb,
         resource: route.resource(),
+        encoding,
         query: query.clone(),
     });
     let (delay, refusal) = {

@@ -77,6 +77,16 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// As by default, with protobuf or without.
+    pub fn speaking(protobuf: bool) -> Self {
+        Self {
+            protobuf,
+            ..Self::default()
+        }
+    }
+}
+
 /// A request the server has received, whatever it answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoggedRequest {
@@ -88,6 +98,8 @@ pub struct LoggedRequest {
     pub verb: Option<Verb>,
     /// The kind it was about.
     pub resource: Option<Resource>,
+    /// What it is answered in; nothing if the client reads neither.
+    pub encoding: Option<Encoding>,
     /// The parameters of the query, decoded.
     pub query: BTreeMap<String, String>,
 }
@@ -260,6 +272,20 @@ impl Shared {
     fn log(&self) -> MutexGuard<'_, Vec<LoggedRequest>> {
         self.log.lock().expect(NOT_POISONED)
     }
+}
+
+/// An object as a message of its kind, without what it travels in; nothing for kinds that the server does not keep.
+pub fn in_protobuf(object: &Value) -> Option<Vec<u8>> {
+    Some(protobuf::encode(kind_of(object)?.schema(), object))
+}
+
+/// The JSON, as Go writes it, of a message of the kind that `object` is of; nothing if it is damaged.
+pub fn out_of_protobuf(object: &Value, message: &[u8]) -> Option<Value> {
+    protobuf::decode(kind_of(object)?.schema(), message)
+}
+
+fn kind_of(object: &Value) -> Option<Resource> {
+    Resource::from_type(object["apiVersion"].as_str()?, object["kind"].as_str()?)
 }
 
 const NOT_POISONED: &str = "nothing panics while it holds the lock";

@@ -4,7 +4,6 @@
 //! JSON is one that no client can read in protobuf either. Fields that a table does not have are left out, as by
 //! kube-apiserver.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
@@ -248,7 +247,7 @@ fn json_of(kind: Kind, wire: Wire<'_>) -> Option<Value> {
         Kind::Json => serde_json::from_slice(part(1)?.and_then(Wire::bytes)?).ok()?,
         Kind::Time => match part(1)? {
             None => Value::Null,
-            Some(seconds) => json!(Time(Timestamp::from_second(seconds.number()?).ok()?)),
+            Some(seconds) => json!(Timestamp::from_second(seconds.number()?).ok()?.to_string()),
         },
         Kind::IntOrString => match part(1)?.and_then(Wire::number) {
             Some(1) => json!(part(3)?.and_then(Wire::text)),

@@ -5,6 +5,7 @@
 //! shrink and mutate what they found. The world is small: names, addresses and ports collide.
 
 mod choices;
+pub mod encodings;
 pub mod laws;
 mod values;
 

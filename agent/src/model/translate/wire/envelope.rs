@@ -124,9 +124,8 @@ impl Message for Status {
 
 impl Message for StatusDetails {
     fn take(&mut self, number: u64, value: Value<'_>) -> Result<(), Undecodable> {
-        match number {
-            5 => self.retry_after_seconds = Some(value.number("retryAfterSeconds")?),
-            _ => {}
+        if number == 5 {
+            self.retry_after_seconds = Some(value.number("retryAfterSeconds")?);
         }
         Ok(())
     }
