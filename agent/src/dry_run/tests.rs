@@ -167,7 +167,7 @@ fn the_skeleton_is_as_it_was() {
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd 6b0f3eac3d3aadcb"
+        	comment "proxyd 717dd4ee60392556"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
