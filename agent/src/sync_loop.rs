@@ -210,11 +210,15 @@ impl<'a> SyncLoop<'a> {
             return;
         }
         let engine = self.machine.engine();
-        let refused: usize = engine.refused().iter().map(|(_, count)| count).sum();
-        let notes = match refused {
+        let [objects @ .., (_, unread)] = engine.refused();
+        let refused: usize = objects.iter().map(|(_, count)| count).sum();
+        let mut notes = match refused {
             0 => String::new(),
             count => format!("; objects with a part that is not served: {count}"),
         };
+        if unread > 0 {
+            notes += &format!("; documents and objects that could not be read: {unread}");
+        }
         let services = match engine.snapshot().service_count() {
             1 => "1 Service".to_owned(),
             count => format!("{count} Services"),

@@ -160,8 +160,7 @@ fn other_files_beside_a_manifest_do_not_matter() {
     let cluster = Cluster::new();
     let a = cluster.node1.pod("a").serving(8080);
     let objects = |ip| http("web", ip, &[(&a, "node-1")]);
-    let args = [&World::DETECT_PODS[..], &["-v", "4"]].concat();
-    let world = World::start(cluster, &objects("10.96.0.1"), &args);
+    let world = World::start(cluster, &objects("10.96.0.1"), &World::DETECT_PODS);
     let other = world.manifests.path().join("agent.log");
     let reads = |world: &World| {
         let log = world.agent.log();
@@ -204,6 +203,23 @@ fn what_changed_is_named_by_file_and_object() {
             && said.ends_with("Service default/web is gone"),
         "{said}"
     );
+}
+
+#[test]
+fn a_slice_that_no_service_has_is_named_with_the_service_that_was_meant() {
+    let cluster = Cluster::new();
+    let a = cluster.node1.pod("a").serving(8080);
+    let mut objects = http("web", "10.96.0.1", &[(&a, "node-1")]);
+    let slice = objects
+        .iter_mut()
+        .find(|object| object["kind"] == "EndpointSlice");
+    slice.unwrap()["metadata"]["labels"]["kubernetes.io/service-name"] = "wbe".into();
+    let world = World::start(cluster, &objects, &World::DETECT_PODS);
+    let log = world.agent.log();
+    let meant = "there is no Service default/wbe; the nearest is default/web";
+    assert!(log.iter().any(|line| line.contains(meant)), "{log:#?}");
+    let refused = "Service default/web port 80 tcp: refused, no endpoint can serve it (it has no EndpointSlice)";
+    world.agent.wait_for_log(refused, PATIENCE);
 }
 
 /// Files seldom say when a Service was made: who has an address keeps it, whatever the names.

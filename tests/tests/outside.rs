@@ -79,6 +79,38 @@ fn clients_outside_are_served_without_rules() {
     translated.expect_service(&cluster.client, &cluster.node1.host);
 }
 
+/// On a node they do so all day: nothing of that is for an operator to read, and nobody is accused of detaching programs.
+#[test]
+fn pods_that_come_and_go_leave_no_lines_in_the_log() {
+    let translated = Translated::start(&[]);
+    let links = || {
+        let entries = fs::read_dir(translated.nobodys.pins().join("links")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names
+            .filter(|name| name.to_string_lossy().starts_with("tc-"))
+            .count()
+    };
+    let agent = &translated.world.agent;
+    let (before, at_start) = (agent.log().len(), links());
+    assert!(at_start > 0);
+    for round in 0..10 {
+        let pod = translated
+            .world
+            .cluster
+            .node1
+            .pod(&format!("passing-{round}"));
+        eventually("the pod has programs", PATIENCE, || links() > at_start);
+        drop(pod);
+        eventually("they go with the pod", PATIENCE, || links() == at_start);
+    }
+    let log = agent.log();
+    let of_devices: Vec<_> = log[before..]
+        .iter()
+        .filter(|line| line.contains("device") && !line.contains("DEBUG"))
+        .collect();
+    assert!(of_devices.is_empty(), "{of_devices:#?}");
+}
+
 /// Before Linux 6.6 there is no other way.
 #[test]
 fn filters_do_what_links_do_and_cleanup_removes_them() {

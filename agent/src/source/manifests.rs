@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 pub use parse::ManifestError;
 
 use crate::event::Event;
-use crate::model::translate::Objects;
+use crate::model::translate::{Objects, strays};
 use changes::Changes;
 use incumbents::Incumbents;
 
@@ -290,6 +290,7 @@ impl Watched {
     /// Sends everything now and after each change of a file, for as long as events are taken. Blocks.
     pub fn run(mut self, node_name: &str, send: impl Fn(Event) -> bool) {
         let mut reported = Vec::new();
+        let mut strays: Vec<strays::Stray> = Vec::new();
         let mut whole = false;
         let mut is_first = true;
         loop {
@@ -298,6 +299,10 @@ impl Watched {
                 log_changes(&reading.changes);
             }
             log_errors(&reported, &reading.errors);
+            let strays_now = strays::strays(&reading.objects);
+            let news = strays_now.iter().filter(|stray| !strays.contains(stray));
+            news.take(MOST_LOGGED).for_each(|stray| warn!("{stray}"));
+            strays = strays_now;
             let refused = reading.refused();
             // Later, what breaks is remembered from before.
             whole |= refused == 0;

@@ -1,10 +1,11 @@
-//! EndpointSlices and Endpoints that belong to no Service, with the Service that was probably meant; for readers of the
-//! dry run only.
+//! EndpointSlices and Endpoints that belong to no Service, with the Service that was probably meant; for those who write
+//! such objects by hand, in the dry run and where the agent reads files.
 //!
 //! Where a cluster's controllers write the slices this does not happen; in files written by hand a label that is
 //! missing or misspelt leaves a Service without endpoints, and nothing else shows why.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -20,6 +21,12 @@ pub struct Stray {
     pub name: ObjectName,
     /// What keeps it from having a Service, and which one was probably meant.
     pub complaint: Complaint,
+}
+
+impl fmt::Display for Stray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.kind, self.name, self.complaint)
+    }
 }
 
 /// The EndpointSlices that match no Service, and the Endpoints, in the objects' order.
@@ -221,10 +228,7 @@ mod tests {
             ..Objects::default()
         };
         let found = strays(&objects);
-        let found: Vec<String> = found
-            .iter()
-            .map(|stray| format!("{} {}: {}", stray.kind, stray.name, stray.complaint))
-            .collect();
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         assert_eq!(
             found,
             [

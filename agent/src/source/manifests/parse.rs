@@ -262,7 +262,7 @@ impl Contents {
             return self.refuse(file, place, message);
         }
         if kind.ends_with("List") && (kind == "List" || value.get("items").is_some()) {
-            return self.take_list(file, &place, &api, &kind, value);
+            return self.take_list(file, &place, [&api, &kind], value);
         }
         let mut ignored = Vec::new();
         let ignored_fields = &mut ignored;
@@ -297,8 +297,8 @@ impl Contents {
         }
     }
 
-    /// Takes the items of a list.
-    fn take_list(&mut self, file: &Path, place: &Place, api: &str, kind: &str, mut list: Value) {
+    /// Takes the items of a list, which has this `apiVersion` and kind.
+    fn take_list(&mut self, file: &Path, place: &Place, [api, kind]: [&str; 2], mut list: Value) {
         let items = match list.get_mut("items").map(Value::take) {
             Some(Value::Array(items)) => items,
             // So Go writes a list without any.
