@@ -6,6 +6,7 @@
 //! was known, and then synced as ever.
 
 mod contested;
+mod localhost;
 mod node;
 mod outages;
 mod synced;
@@ -19,7 +20,7 @@ use crate::diff::{Held, diff};
 use crate::event::Event;
 use crate::model::{Family, Frontend, Node, PerFamily, Protocol, Scope, Snapshot};
 use crate::plan::{self, Flows, PlanConfig};
-use crate::status::HealthChecks;
+use crate::status::{HealthChecks, LocalNodePorts};
 use contested::Contested;
 use outages::Outages;
 pub use synced::{Changed, Synced};
@@ -53,6 +54,7 @@ pub struct Engine {
     /// Part of what should be served is not known, so nothing that the kernel holds is changed or removed.
     only_adds: bool,
     without_local: PerFamily<without_local::Tracker>,
+    localhost: localhost::Tracker,
     /// The node's addresses may have changed, at which load balancers ask.
     health_touched: bool,
 }
@@ -104,6 +106,7 @@ impl Engine {
             notes: node::NodeNotes::default(),
             only_adds: false,
             without_local: PerFamily::default(),
+            localhost: localhost::Tracker::default(),
             health_touched: false,
         }
     }
@@ -118,6 +121,15 @@ impl Engine {
     #[must_use]
     pub fn without(self, absent: PerFamily<bool>) -> Self {
         Self { absent, ..self }
+    }
+
+    /// Makes it tell which NodePorts are to be relayed at the loopback addresses of these families.
+    #[must_use]
+    pub fn relaying(self, families: PerFamily<bool>) -> Self {
+        Self {
+            localhost: localhost::Tracker::of(families),
+            ..self
+        }
     }
 
     /// Takes note of an event. The kernel follows with the next [`Engine::sync`].
@@ -284,6 +296,11 @@ impl Engine {
         is_touched.then(|| plan::health_checks(&self.snapshot, &self.config))
     }
 
+    /// Which NodePorts are to be relayed at the loopback addresses, if that changed since this was last asked.
+    pub fn take_local_node_ports(&mut self) -> Option<LocalNodePorts> {
+        self.localhost.take()
+    }
+
     /// How many ports of Services have no endpoint that their traffic policy allows, as of the last sync of a family.
     pub fn without_local_endpoints(&self, family: Family) -> WithoutLocal {
         self.without_local.get(family).counts()
@@ -341,6 +358,8 @@ impl Engine {
         *self.held.get_mut(family) = Some(held);
         let without_local = self.without_local.get_mut(family);
         without_local.update(&self.snapshot, &desired, &scope);
+        self.localhost
+            .update(family, &self.snapshot, &desired, &scope);
         self.outages
             .update(family, &self.snapshot, &desired, &scope);
         let put_back = restored.as_ref().map_or(0, |restored| restored.changes);

@@ -17,6 +17,7 @@ pub mod logging;
 pub mod machine;
 pub mod model;
 pub mod plan;
+pub mod relay;
 pub mod run;
 pub mod source;
 pub mod status;

@@ -210,7 +210,8 @@ impl Start<'_> {
         };
         let engine = Engine::new(config.plan.clone())
             .ending_tcp(config.closes_tcp)
-            .without(absent);
+            .without(absent)
+            .relaying(relayed(config));
         let machine = Machine::new(engine, fastrand::u64(..));
         let dataplane = dataplane.as_mut();
         Ok(SyncLoop::new(machine, dataplane, publisher, draining, clock).run(&receiver))
@@ -229,6 +230,16 @@ fn absent_families() -> PerFamily<bool> {
         }
     }
     PerFamily::from_fn(|family| lacking.get(family).is_some())
+}
+
+/// The families whose NodePorts are relayed at the loopback address. Programs serve those of IPv4 at sockets already, of every
+/// protocol.
+fn relayed(config: &Config) -> PerFamily<bool> {
+    let asked = config.plan.node_port_addresses.localhost;
+    match config.backend {
+        Backend::Nftables => asked,
+        Backend::Ebpf => PerFamily { v4: false, ..asked },
+    }
 }
 
 /// The data plane of the back end that was asked for. What the other one had beside the rules retires.

@@ -1,13 +1,15 @@
-//! What the agent tells others about itself: whether its rules are in sync, and what load balancers may know of Services.
+//! What the agent tells others about itself: whether its rules are in sync, what load balancers may know of
+//! Services, and which NodePorts are relayed at the loopback address.
 //!
 //! Plain values without a clock: a moment is an [`Uptime`], passed in. The sync loop fills them in and publishes
 //! them on `watch` channels; `http/` answers from them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{Family, ObjectName, PerFamily, Port};
+use crate::model::{AffinityTimeout, Family, Frontend, ObjectName, PerFamily, Port};
 
 /// A moment: how long the agent had been running then. Never goes back, unlike the time of day.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,6 +116,26 @@ pub struct ServiceHealth {
     /// How many ready endpoints this node has; those that terminate do not count. The load balancer may use it as
     /// a weight.
     pub local_endpoints: usize,
+}
+
+/// The NodePorts at the loopback addresses (`--nodeport-addresses localhost`).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LocalNodePorts {
+    /// Those that are relayed: of TCP, and with endpoints.
+    pub relayed: BTreeMap<(Family, Port), Arc<LocalNodePort>>,
+    /// Those that cannot be: of other protocols, with their Services.
+    pub unserved: BTreeMap<Frontend, ObjectName>,
+}
+
+/// Where clients of one NodePort at the loopback address get to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalNodePort {
+    /// The Service.
+    pub service: ObjectName,
+    /// Its endpoints, at least one: all that take new connections from this node.
+    pub endpoints: Vec<SocketAddr>,
+    /// How long a client keeps its endpoint.
+    pub affinity: Option<AffinityTimeout>,
 }
 
 /// A warning about a Service, to be published as an Event on it.

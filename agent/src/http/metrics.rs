@@ -47,6 +47,7 @@ pub struct Metrics {
     livez: Answers,
     conntrack: PerFamily<Histogram>,
     conntrack_deleted: PerFamily<AtomicU64>,
+    relay: PerFamily<Relayed>,
     requests: Arc<Requests>,
     slis: Slis,
 }
@@ -103,6 +104,7 @@ impl Default for Metrics {
             livez: Answers::default(),
             conntrack: PerFamily::from_fn(sync),
             conntrack_deleted: PerFamily::default(),
+            relay: PerFamily::default(),
             requests: Arc::default(),
             slis: Slis::default(),
         }
@@ -217,6 +219,26 @@ impl Metrics {
         self.slis.reset();
     }
 
+    /// A connection to a NodePort at the loopback address began; [`Metrics::relay_ended`] says when it is over.
+    pub fn relay_begun(&self, family: Family) {
+        let relayed = self.relay.get(family);
+        add(&relayed.connections, 1);
+        add(&relayed.active, 1);
+    }
+
+    /// One such connection is over.
+    pub fn relay_ended(&self, family: Family) {
+        self.relay
+            .get(family)
+            .active
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// No endpoint took one such connection.
+    pub fn relay_failed(&self, family: Family) {
+        add(&self.relay.get(family).failures, 1);
+    }
+
     /// Where requests to the API server are counted.
     pub fn requests(&self) -> &Arc<Requests> {
         &self.requests
@@ -243,6 +265,14 @@ fn read(counter: &AtomicU64) -> u64 {
 struct Changes {
     pending: AtomicU64,
     total: AtomicU64,
+}
+
+/// Connections to NodePorts at the loopback address.
+#[derive(Debug, Default)]
+struct Relayed {
+    connections: AtomicU64,
+    active: AtomicU64,
+    failures: AtomicU64,
 }
 
 /// Answers by their code.

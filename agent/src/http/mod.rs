@@ -12,6 +12,7 @@ use axum::http::header::X_CONTENT_TYPE_OPTIONS;
 use crate::model::Family;
 use crate::status::Uptime;
 
+pub(crate) mod follow;
 pub mod health;
 pub mod listen;
 pub mod metrics;

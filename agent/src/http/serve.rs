@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_CONNECTION: Duration = Duration::from_secs(120);
 
 /// How long to wait when the kernel has no file descriptor left for a connection.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+pub(crate) const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// A server at an address from a setting.
 #[derive(Debug, Clone)]
@@ -99,16 +99,16 @@ pub async fn serve(listener: TcpListener, router: Router) -> Infallible {
 
 /// A server at work. Dropping it closes its listener and connections soon, [`Listening::stop`] for certain.
 #[derive(Debug)]
-pub(super) struct Listening(JoinHandle<Infallible>);
+pub(crate) struct Listening(JoinHandle<Infallible>);
 
 impl Listening {
     /// Starts a server on the tokio runtime.
-    pub(super) fn start(server: impl Future<Output = Infallible> + Send + 'static) -> Self {
+    pub(crate) fn start(server: impl Future<Output = Infallible> + Send + 'static) -> Self {
         Self(tokio::spawn(server))
     }
 
     /// Stops it; its port is free when this returns.
-    pub(super) async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.0.abort();
         // What ended the task does not matter now.
         let _ = (&mut self.0).await;
@@ -122,7 +122,7 @@ impl Drop for Listening {
 }
 
 /// Whether a connection was gone before it was accepted.
-fn is_of_the_client(error: &io::Error) -> bool {
+pub(crate) fn is_of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(
         error.kind(),

@@ -1,11 +1,11 @@
 //! `spec.healthCheckNodePort`: tells load balancers whether this node has ready endpoints of a Service.
 //!
-//! One listener for each Service and address, kept in step with the published [`HealthChecks`]: those that stay are
-//! left alone, and the counts in their answers are read when asked. What cannot be listened on is logged once,
-//! reported on the Service once, and tried again; it never ends the agent. Answers are those of kube-proxy's
+//! One listener for each Service and address, kept in step with the published [`HealthChecks`]; the counts in their
+//! answers are read when asked. What cannot be listened on is logged once, reported on the Service once, and tried
+//! again. Answers are those of kube-proxy's
 //! `pkg/proxy/healthcheck/service_health.go`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use axum::extract::State;
@@ -16,9 +16,9 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
+use super::follow::{Followed, Listeners, Place};
 use super::health::Health;
-use super::listen::listen;
-use super::serve::{Listening, serve};
+use super::serve::serve;
 use super::{LISTEN_AGAIN, NO_SNIFF};
 use crate::model::ObjectName;
 use crate::status::{HealthChecks, Report};
@@ -33,13 +33,8 @@ pub struct ServiceHealthServers {
     health: Health,
     node_name: String,
     reports: Option<mpsc::UnboundedSender<Report>>,
-    listening: BTreeMap<Place, Listening>,
-    /// What could not be listened on, and the reason that was told.
-    refused: BTreeMap<Place, String>,
+    listeners: Listeners,
 }
-
-/// A Service, and an address and port at which its health is told.
-type Place = (ObjectName, SocketAddr);
 
 impl ServiceHealthServers {
     /// Servers for what `checks` asks for, none of which listens yet. `reports` takes what should become an Event;
@@ -55,105 +50,69 @@ impl ServiceHealthServers {
             health,
             node_name,
             reports,
-            listening: BTreeMap::new(),
-            refused: BTreeMap::new(),
+            listeners: Listeners::new(
+                "two Services have one healthCheckNodePort; give one of them another",
+            ),
         }
     }
 
     /// Listens where it should, until nobody can publish any more. Must run on a tokio runtime.
     pub async fn run(mut self) {
         loop {
-            let wanted = places(&self.checks.borrow_and_update());
-            self.close_others(&wanted).await;
-            for place in wanted {
-                self.open(place);
-            }
+            self.follow().await;
             tokio::select! {
                 changed = self.checks.changed() => {
                     if changed.is_err() {
                         return;
                     }
                 }
-                () = tokio::time::sleep(LISTEN_AGAIN), if !self.refused.is_empty() => {}
+                () = tokio::time::sleep(LISTEN_AGAIN), if self.listeners.has_refused() => {}
             }
         }
     }
 
-    /// Closes what is no longer wanted, before anything is opened: a port may pass from one Service to another.
-    async fn close_others(&mut self, wanted: &BTreeSet<Place>) {
-        self.refused.retain(|place, _| wanted.contains(place));
-        let (kept, gone) = std::mem::take(&mut self.listening)
-            .into_iter()
-            .partition::<BTreeMap<_, _>, _>(|(place, _)| wanted.contains(place));
-        self.listening = kept;
-        for ((service, address), listening) in gone {
-            debug!("Service {service}: its health is no longer told at {address}");
-            listening.stop().await;
-        }
-    }
-
-    fn open(&mut self, place: Place) {
-        if self.listening.contains_key(&place) {
-            return;
-        }
-        if let Some((owner, _)) = self
-            .listening
-            .keys()
-            .find(|other| is_same(other.1, place.1))
-        {
-            let reason = format!(
-                "proxyd itself has port {} already, for Service {owner}: two Services have one healthCheckNodePort; \
-                 give one of them another",
-                place.1.port()
-            );
-            return self.refuse(place, reason);
-        }
-        match listen(place.1) {
-            Ok(listener) => {
-                let (service, address) = &place;
-                if self.refused.remove(&place).is_some() {
-                    info!("Service {service}: its health is told at {address} after all");
-                }
-                let asked = Asked {
+    async fn follow(&mut self) {
+        let wanted = places(&self.checks.borrow_and_update());
+        let Self {
+            checks,
+            health,
+            node_name,
+            reports,
+            listeners,
+        } = self;
+        let start = |place: &Place, listener| {
+            let asked = Asked {
+                service: place.0.clone(),
+                checks: checks.clone(),
+                health: health.clone(),
+            };
+            serve(listener, Router::new().fallback(answer).with_state(asked))
+        };
+        let tell = |(service, address): &Place, followed| match followed {
+            Followed::AfterAll => {
+                info!("Service {service}: its health is told at {address} after all");
+            }
+            Followed::Gone => {
+                debug!("Service {service}: its health is no longer told at {address}");
+            }
+            Followed::Refused(reason) => {
+                warn!("Service {service}: health check port: {reason}; trying again");
+                let Some(reports) = reports else { return };
+                let note = format!(
+                    "node {node_name} failed to start healthcheck \"{service}\" on port {}: {reason}",
+                    address.port(),
+                );
+                // If nobody takes reports, the agent is stopping.
+                let _ = reports.send(Report {
                     service: service.clone(),
-                    checks: self.checks.clone(),
-                    health: self.health.clone(),
-                };
-                let server = serve(listener, Router::new().fallback(answer).with_state(asked));
-                self.listening.insert(place, Listening::start(server));
+                    reason: "FailedToStartServiceHealthcheck",
+                    action: "Listen",
+                    note,
+                });
             }
-            Err(error) => self.refuse(place, error.to_string()),
-        }
+        };
+        listeners.follow(wanted, start, tell).await;
     }
-
-    fn refuse(&mut self, place: Place, reason: String) {
-        if self.refused.get(&place) == Some(&reason) {
-            return;
-        }
-        let (service, address) = &place;
-        warn!("Service {service}: health check port: {reason}; trying again");
-        if let Some(reports) = &self.reports {
-            let note = format!(
-                "node {} failed to start healthcheck \"{service}\" on port {}: {reason}",
-                self.node_name,
-                address.port(),
-            );
-            // If nobody takes reports, the agent is stopping.
-            let _ = reports.send(Report {
-                service: service.clone(),
-                reason: "FailedToStartServiceHealthcheck",
-                action: "Listen",
-                note,
-            });
-        }
-        self.refused.insert(place, reason);
-    }
-}
-
-/// Whether who listens at one of the addresses keeps others from the other one.
-fn is_same(one: SocketAddr, other: SocketAddr) -> bool {
-    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
-    one.port() == other.port() && (is_any || one.ip() == other.ip())
 }
 
 /// Where health is to be told.

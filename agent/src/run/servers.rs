@@ -15,6 +15,7 @@ use crate::http::metrics_server::{self, Told};
 use crate::http::serve::{Endpoint, serve};
 use crate::http::service_health::ServiceHealthServers;
 use crate::logging::Verbosity;
+use crate::relay::{Patience, Relay};
 use crate::source::reports;
 use crate::sync_loop::Publisher;
 
@@ -77,6 +78,15 @@ pub(super) fn start(
         tokio::spawn(reports::publish(client, node_name.clone(), receive));
         send
     });
+    let node_ports = publisher.local_node_ports();
+    let relay = Relay::new(
+        node_ports,
+        metrics.clone(),
+        Patience::default(),
+        node_name.clone(),
+        reports.clone(),
+    );
+    tokio::spawn(relay.run());
     let checks = publisher.health_checks();
     tokio::spawn(ServiceHealthServers::new(checks, health, node_name, reports).run());
     Ok(())

@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::http::Clock;
 use crate::http::metrics::{ChangeKind, Metrics, TrafficPolicy};
 use crate::model::{Family, Parsed, PerFamily, Slice, Snapshot};
-use crate::status::{HealthChecks, Status};
+use crate::status::{HealthChecks, LocalNodePorts, Status};
 
 /// How many triggers wait in a family, at most: more can come only while the kernel refuses everything.
 const MOST_TRIGGERS: usize = 4_096;
@@ -24,6 +24,7 @@ const MOST_TRIGGERS: usize = 4_096;
 pub(crate) struct Publisher {
     status: watch::Sender<Status>,
     checks: watch::Sender<HealthChecks>,
+    local_node_ports: watch::Sender<LocalNodePorts>,
     metrics: Arc<Metrics>,
     clock: Clock,
     /// When the program started, by the time of day.
@@ -51,6 +52,7 @@ impl Publisher {
                 ..Status::default()
             }),
             checks: watch::Sender::default(),
+            local_node_ports: watch::Sender::default(),
             metrics,
             clock,
             started: Timestamp::now(),
@@ -67,6 +69,11 @@ impl Publisher {
     /// The health checks, as they are from now on.
     pub(crate) fn health_checks(&self) -> watch::Receiver<HealthChecks> {
         self.checks.subscribe()
+    }
+
+    /// The NodePorts at the loopback addresses, as they are from now on.
+    pub(crate) fn local_node_ports(&self) -> watch::Receiver<LocalNodePorts> {
+        self.local_node_ports.subscribe()
     }
 
     /// The metrics, which others count in too: the servers their answers, and whoever looks for stale flows what it
@@ -179,6 +186,9 @@ impl Publisher {
                 *published = checks;
                 is_new
             });
+        }
+        if let Some(ports) = engine.take_local_node_ports() {
+            self.local_node_ports.send_replace(ports);
         }
     }
 }

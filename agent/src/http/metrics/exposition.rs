@@ -164,6 +164,7 @@ impl Collector for Metrics {
             "How long it took to look for stale flows",
             &self.conntrack,
         )?;
+        self.encode_relay(out)?;
         out.counters(
             "conntrack_reconciler_deleted_entries",
             "Stale flows that were deleted",
@@ -192,6 +193,24 @@ impl Metrics {
             out.counter(total, "Changed objects", read(&changes.total))?;
         }
         Ok(())
+    }
+
+    fn encode_relay(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        out.counters(
+            "nodeport_relay_connections",
+            "Connections to NodePorts at the loopback address",
+            by_family(&self.relay, |relayed| read(&relayed.connections)),
+        )?;
+        out.gauges(
+            "nodeport_relay_active_connections",
+            "Those of them that are not over",
+            by_family(&self.relay, |relayed| read(&relayed.active)),
+        )?;
+        out.counters(
+            "nodeport_relay_failures",
+            "Those of them that no endpoint took",
+            by_family(&self.relay, |relayed| read(&relayed.failures)),
+        )
     }
 
     fn encode_counts(&self, out: &mut Out<'_, '_>) -> fmt::Result {

@@ -1,11 +1,13 @@
 //! Listeners that come, move and go with the published health checks, asked over loopback.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::super::Clock;
+use super::super::listen::listen;
 use super::super::testing::{ask_until, free_address, get, try_get};
 use super::*;
 use crate::model::{Family, Port};

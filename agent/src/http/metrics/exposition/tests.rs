@@ -54,6 +54,9 @@ fn every_metric_has_kube_proxys_name_and_type() {
         proxy_healthz counter
         proxy_livez counter
         conntrack_reconciler_sync_duration_seconds histogram
+        nodeport_relay_connections counter
+        nodeport_relay_active_connections gauge
+        nodeport_relay_failures counter
         conntrack_reconciler_deleted_entries counter"#]]
     .assert_eq(&types.join("\n"));
     assert!(text.ends_with("\n# EOF\n"));
