@@ -100,6 +100,7 @@ pub async fn client(
     config.default_retry = false;
     config.headers.push((USER_AGENT, user_agent()));
     let url = config.cluster_url.to_string();
+    let url = url.trim_end_matches('/').to_owned();
     requests.go_to(
         config
             .cluster_url

@@ -1,7 +1,6 @@
 //! What can go wrong between the agent and an API server, in words.
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use kube::core::Status;
@@ -108,7 +107,7 @@ impl Trouble {
             Self::NoAnswer(error) => explain(what, error),
             Self::Refused(status, _) => refused(what, status),
             Self::Broken(error) => {
-                format!("the connection to the API server broke: {}", chain(error))
+                format!("the connection to the API server broke: {}", cause(error))
             }
             Self::Silent(silence) => {
                 format!("the API server said nothing for {} s", silence.as_secs())
@@ -133,7 +132,7 @@ pub(super) fn status_retry_after(status: &Status) -> Option<Duration> {
 pub(super) fn explain(what: &str, error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) => refused(what, status),
-        error => format!("no answer from the API server: {}", chain(error)),
+        error => format!("no answer from the API server: {}", cause(error)),
     }
 }
 
@@ -150,17 +149,29 @@ fn refused(what: &str, status: &Status) -> String {
     }
 }
 
-/// An error and its causes, none said twice.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            // Writing to a string does not fail.
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
+/// Why it failed: the first cause. What libraries say on top of it tells of themselves.
+fn cause(error: &dyn Error) -> String {
+    let mut first = error;
+    while let Some(cause) = first.source() {
+        first = cause;
     }
-    text
+    let text = first.to_string();
+    let end = text.find(" (os error ").unwrap_or(text.len());
+    text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_cause_is_told_without_what_libraries_say_of_it() {
+        let refused = std::io::Error::from_raw_os_error(nix::errno::Errno::ECONNREFUSED as i32);
+        let wrapped = std::io::Error::other(kube::Error::Service(Box::new(refused)));
+        let error = kube::Error::Service(Box::new(wrapped));
+        assert_eq!(
+            explain("services", &error),
+            "no answer from the API server: Connection refused"
+        );
+    }
 }
