@@ -44,8 +44,7 @@ fn bad_input_is_told_and_costs_only_itself() {
     nft(&netns, &["-c", "-f", "-"], &rules);
 
     let agent = Agent::start(&netns, &args[1..]);
-    // The Service, and the document that cannot be read.
-    agent.wait_for_log("objects with a part that is not served: 2", PATIENCE);
+    agent.wait_for_log("objects with a part that is not served: 1", PATIENCE);
     let (_, log) = agent.terminate();
     assert_eq!(
         log.iter()
