@@ -1,10 +1,5 @@
 //! NodePorts at 127.0.0.1 and `::1`, asked for by `--nodeport-addresses`: relayed by the agent beside its rules.
 
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test panics where something is not as it must be"
-)]
-
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 

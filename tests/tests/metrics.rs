@@ -272,15 +272,15 @@ fn values_move_with_what_happens() {
         0.0
     );
 
-    // Stale flows are looked for when a UDP Service changes.
+    // Flows are looked for when a front end begins to be balanced, and when a UDP Service changes.
     let walks = v4("conntrack_reconciler_sync_duration_seconds_count");
-    assert_eq!(fixture.value(&walks), 0.0);
+    fixture.wait_for(&walks, |count| count == 1.0);
     fixture.served.server.create(&service(
         "dns",
         &[IpAddr::from([10, 96, 0, 2])],
         &[Port::UDP],
     ));
-    fixture.wait_for(&walks, |count| count == 1.0);
+    fixture.wait_for(&walks, |count| count == 2.0);
     let of_ipv6 = "conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"}";
     assert_eq!(fixture.value(of_ipv6), 0.0);
 

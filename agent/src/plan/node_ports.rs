@@ -41,7 +41,7 @@ impl NodePortAddresses {
             .networks
             .iter()
             .any(|network| network.prefix_len() == 0);
-        !all && !(self.primary && !has_node)
+        !all && (!self.primary || has_node)
     }
 
     /// The loopback address of a family, where it was asked for.

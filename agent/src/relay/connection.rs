@@ -58,7 +58,7 @@ pub(super) enum Broken {
     },
     /// One side broke off.
     #[error("broken off: {0}")]
-    BrokenOff(#[source] io::Error),
+    Aborted(#[source] io::Error),
     /// Nothing moved for too long.
     #[error("nothing was sent for too long")]
     Idle,
@@ -138,7 +138,7 @@ async fn both_ways(
 ) -> Result<(), Broken> {
     for stream in [&*client, &*endpoint] {
         // Small answers are not held back a second time.
-        stream.set_nodelay(true).map_err(Broken::BrokenOff)?;
+        stream.set_nodelay(true).map_err(Broken::Aborted)?;
     }
     let (from_client, to_client) = client.split();
     let (from_endpoint, to_endpoint) = endpoint.split();
@@ -150,7 +150,7 @@ async fn both_ways(
         let up = one_way(from_client, to_endpoint, &moved);
         let down = one_way(from_endpoint, to_client, &moved);
         let ended = futures::try_join!(up, down);
-        ended.map(drop).map_err(Broken::BrokenOff)
+        ended.map(drop).map_err(Broken::Aborted)
     };
     tokio::select! {
         ended = copy => ended,

@@ -234,7 +234,7 @@ impl Metrics {
         out.gauges(
             "sync_proxy_rules_service_ports_without_endpoints",
             "Service ports that no endpoint can serve: clients are refused",
-            without_endpoints.into_iter(),
+            without_endpoints,
         )?;
         let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let refused = refused.clone().into_iter();
