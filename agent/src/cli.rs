@@ -180,6 +180,22 @@ pub struct TrafficFlags {
     )]
     pub masquerade_all: Option<bool>,
 
+    /// Refuse connections to ports that no Service has at load-balancer and external addresses of Services, where this node would send
+    /// them back the way they came. kube-proxy leaves such to the network, where they go round between router and node. Addresses of the
+    /// node itself are never touched [default: true]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "true",
+        default_missing_value = "true",
+        hide_default_value = true,
+        hide_possible_values = true,
+        value_parser = boolean,
+        value_name = "BOOL"
+    )]
+    pub reject_unused_service_ports: bool,
+
     /// The bit of the packet mark that asks for masquerade, 0 to 31; nobody else on the node may use it
     /// [default: 14]
     #[arg(long, value_name = "BIT")]

@@ -270,7 +270,10 @@ fn node_elements(text: &mut String, skeleton: &Skeleton, tables: &Tables) {
         | Member::NodePortAddress(_)
         | Member::ServiceNetwork(_)
         | Member::PodNetwork(_) => true,
-        Member::ClusterIp(_) | Member::Guarded(_) | Member::AllowedSource(..) => false,
+        Member::ClusterIp(_)
+        | Member::OuterAddress(_)
+        | Member::Guarded(_)
+        | Member::AllowedSource(..) => false,
     };
     let of_node = Tables {
         members: tables.members.iter().filter(is_of_node).copied().collect(),

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
-use crate::model::{AffinityTimeout, Frontend, Port, Protocol};
-use crate::plan::{Backend, Balance, Detector, Member, Policy, Rule, Tables};
+use crate::model::{Frontend, Port, Protocol};
+use crate::plan::{Affinity, Backend, Balance, Detector, Member, Policy, Rule, Tables};
 
 /// The first packet of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Packet {
     pub protocol: Protocol,
     /// The port that it is for.
     pub port: Port,
+    /// Whether this node would send it on by the interface that it came in by, as it is.
+    pub returns: bool,
 }
 
 /// What is known of the node.
@@ -34,6 +36,9 @@ pub struct Tracer<'a> {
     pub detector: &'a Detector,
     /// The addresses of this machine, without loopback and link-local ones.
     pub local_addresses: &'a BTreeSet<IpAddr>,
+    /// Whether ports that no Service has are refused at load-balancer and external addresses
+    /// (`--reject-unused-service-ports`).
+    pub rejects_unused_ports: bool,
 }
 
 /// What happens to a packet.
@@ -45,8 +50,8 @@ pub enum Outcome {
         frontend: Frontend,
         /// Where it may go.
         targets: Vec<Target>,
-        /// How long its client keeps what was chosen; a client that is known goes where it went before.
-        affinity: Option<AffinityTimeout>,
+        /// How its client keeps what was chosen; a client that is known goes where it went before, if that is one of the targets.
+        affinity: Option<Affinity>,
     },
     /// It is refused: the client hears at once.
     Refused(Reason),
@@ -78,6 +83,8 @@ pub enum Reason {
     UnknownPort,
     /// The address is for Services, but no Service has it.
     UnknownAddress,
+    /// The load-balancer or external address is a Service's, but no Service has this port there.
+    UnusedPort,
 }
 
 impl fmt::Display for Reason {
@@ -88,6 +95,9 @@ impl fmt::Display for Reason {
             Self::NoLocalEndpoint => "no endpoint is on this node, and the policy is Local",
             Self::UnknownPort => "the Service does not have this port",
             Self::UnknownAddress => "no Service has this address",
+            Self::UnusedPort => {
+                "no Service has this port at this load-balancer or external address"
+            }
         })
     }
 }
@@ -111,6 +121,12 @@ impl Tracer<'_> {
             }
             None if self.is_in_service_network(packet.destination) => {
                 Outcome::Dropped(Reason::UnknownAddress)
+            }
+            None if packet.returns
+                && self.rejects_unused_ports
+                && self.has(Member::OuterAddress(packet.destination)) =>
+            {
+                Outcome::Refused(Reason::UnusedPort)
             }
             None => Outcome::Unchanged,
         }

@@ -13,7 +13,7 @@ use proxyd_ebpf_common::{
 use crate::address::{is_v4, protocol};
 use crate::count;
 use crate::flow::now;
-use crate::frontend::{List, find, has, is_allowed, pick, recall};
+use crate::frontend::{List, find, has, is_allowed, note_affinity_key, pick, recall};
 use crate::maps::{AFFINITY, DEVICES, SETTINGS, TCP_PEERS, UDP_CHOICES, UDP_PEERS, remember};
 use crate::verified::{LEFT, TAKEN};
 
@@ -146,7 +146,8 @@ fn balance(call: &mut Call) -> Option<()> {
 /// The back end that the client had before, if it still may.
 #[inline(always)]
 fn choose_again(call: &mut Call) -> Option<()> {
-    let client = client(call.namespace, &call.key);
+    let mut client = client(call.namespace, &call.key);
+    note_affinity_key(&call.key, &mut client.frontend);
     let now = now();
     // SAFETY: the value is copied at once.
     let choice = unsafe { AFFINITY.get(client) }.copied();

@@ -8,7 +8,7 @@ use proxyd_ebpf_common::{
 };
 
 use crate::address::is_v4;
-use crate::maps::{ALLOWED, BACKENDS, FRONTENDS, MEMBERS, NODE_ADDRESSES};
+use crate::maps::{AFFINITY_KEYS, ALLOWED, BACKENDS, FRONTENDS, MEMBERS, NODE_ADDRESSES};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
@@ -93,6 +93,16 @@ pub fn recall(
 ) -> Option<Destination> {
     let is_over = now.saturating_sub(choice.used_at) >= u64::from(seconds) * NANOSECONDS;
     (!is_over && has(frontend, &choice.backend, wanted)).then_some(choice.backend)
+}
+
+/// Notes the front end under which the choices of clients of this one are remembered.
+#[inline(always)]
+pub fn note_affinity_key(frontend: &FrontendKey, key: &mut FrontendKey) {
+    // SAFETY: the value is copied at once.
+    *key = match unsafe { AFFINITY_KEYS.get(frontend) } {
+        Some(shared) => *shared,
+        None => *frontend,
+    };
 }
 
 /// Whether a source may call a front end that only some may.

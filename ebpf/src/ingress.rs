@@ -12,7 +12,7 @@ use proxyd_ebpf_common::{
 use crate::address::same;
 use crate::flow::{NO_FRONTEND, answers_are_taken, begin, goes_on, now, receiver, touch};
 use crate::forget::{note_begun, proxyd_forget};
-use crate::frontend::{List, find, is_allowed, pick, recall};
+use crate::frontend::{List, find, is_allowed, note_affinity_key, pick, recall};
 use crate::maglev::look_up;
 use crate::maps::{DEVICES, INGRESS_FLOWS, POD_NETWORKS, SETTINGS, SOURCE_AFFINITY};
 use crate::packet::{Packet, device, parse};
@@ -187,10 +187,10 @@ fn choose(work: &mut Work, is_local: bool) -> Option<Destination> {
     } = work;
     let (tuple, key) = (&packet.tuple, &member.frontend);
     client.source = tuple.source;
-    client.frontend = *key;
     client.padding = 0;
     let keeps = frontend.affinity_seconds != 0;
     if keeps {
+        note_affinity_key(key, &mut client.frontend);
         let wanted = if is_local { HERE } else { ANYWHERE };
         let now = now();
         // SAFETY: the value is copied at once.
@@ -204,7 +204,7 @@ fn choose(work: &mut Work, is_local: bool) -> Option<Destination> {
     // The table of a front end with local back ends is one of those.
     let is_hashed = frontend.flags & LOCAL_OUTSIDE == 0 || is_local;
     let hash = if keeps {
-        hash_of_client(&tuple.source)
+        hash_of_client(&tuple.source, &client.frontend)
     } else {
         let ports = [tuple.source_port, tuple.destination_port];
         hash_of_flow(&tuple.source, ports, tuple.protocol)

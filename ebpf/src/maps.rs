@@ -57,6 +57,11 @@ pub static ALLOWED: LpmTrie<AllowedKey, u8, MAX_NETWORKS> = LpmTrie::new();
 #[btf_map(name = "devices")]
 pub static DEVICES: HashMap<u32, Device, MAX_DEVICES, GROWS> = HashMap::new();
 
+/// Session affinity: the front end under which choices are remembered, which all of a Service port share. Where there is none, each
+/// remembers its own.
+#[btf_map(name = "affinity_keys")]
+pub static AFFINITY_KEYS: HashMap<FrontendKey, FrontendKey, MAX_FRONTENDS, GROWS> = HashMap::new();
+
 /// Session affinity: what was chosen for a network namespace.
 #[btf_map(name = "affinity")]
 pub static AFFINITY: LruHashMap<ClientKey, Choice, MAX_REMEMBERED> = LruHashMap::new();

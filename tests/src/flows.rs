@@ -82,6 +82,12 @@ impl Stage {
         )
     }
 
+    /// Ends the agent, does something, and starts another one with the same objects.
+    #[must_use]
+    pub fn restart_after(self, between: impl FnOnce(&Cast), args: &[&str]) -> Self {
+        self.again(|_, cast| between(cast), args)
+    }
+
     /// Ends the agent, takes its programs away and starts another one with the same objects.
     #[must_use]
     fn restart_without(self, sockets: Sockets, args: &[&str]) -> Self {

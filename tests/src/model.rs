@@ -55,13 +55,14 @@ enum Write {
 }
 
 /// The maps whose elements balance; where programs do that, rules have none. (No Service of these drops anybody.)
-const BALANCING: [&str; 6] = [
+const BALANCING: [&str; 7] = [
     "services",
     "node-ports",
     "endpoints",
     "node-port-endpoints",
     "affinities",
     "node-port-affinities",
+    "node-port-affinity-keys",
 ];
 
 /// The elements of some maps and sets.
@@ -173,6 +174,7 @@ impl Model {
             "no-endpoint-node-ports",
             "affinities",
             "node-port-affinities",
+            "node-port-affinity-keys",
             "cluster-ips",
         ];
         let mut elements: Elements = names.map(|name| (name, BTreeSet::new())).into();
@@ -279,12 +281,13 @@ impl Web {
         put("cluster-ips", ip.to_string());
         let usable = self.usable();
         let count = usable.len();
-        let sticky = if self.is_sticky(number) {
-            "-sticky"
-        } else {
-            ""
-        };
+        let cluster_ip = ip;
         for FrontEnd { ip, protocol, port } in self.front_ends(number) {
+            let (sticky, remember) = match (self.is_sticky(number), ip) {
+                (false, _) => ("", ""),
+                (true, Some(_)) => ("-sticky", "remember-10800"),
+                (true, None) => ("-shared", "remember-node-port-10800"),
+            };
             let (key, [services, endpoints, no_endpoints, affinities], chain) = match ip {
                 Some(ip) => (
                     format!("{ip} . {protocol} . {port}"),
@@ -308,7 +311,11 @@ impl Web {
             }
             put(services, format!("{key} : goto {chain}-{count}{sticky}"));
             if self.is_sticky(number) {
-                put(affinities, format!("{key} : goto remember-10800"));
+                put(affinities, format!("{key} : goto {remember}"));
+                if ip.is_none() {
+                    let shared = format!("{cluster_ip} . {protocol} . 80");
+                    put("node-port-affinity-keys", format!("{key} : {shared}"));
+                }
             }
             for endpoint in &usable {
                 let to = endpoint_ip(number, *endpoint);

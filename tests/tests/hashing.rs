@@ -120,12 +120,14 @@ fn nodes_choose_alike_whatever_they_saw_before() {
     assert_eq!(one, two);
     assert_eq!(servers(&one).len(), pods.len());
 
-    // A client that keeps its endpoint has the same one at all nodes, whatever it asks from; in each family its own.
+    // A client that keeps its endpoint has the same one at all nodes, whatever it asks from; of each port of the Service, in each
+    // family, its own.
     let [one, two] = both(&world, STICKY_PORT, 41_000..41_005);
     assert_eq!(one, two);
-    for family in [true, false] {
-        let of = |((_, is_v4, _), server): (&(Protocol, bool, u16), &String)| {
-            (*is_v4 == family).then(|| server.clone())
+    let families = PROTOCOLS.map(|protocol| [true, false].map(|is_v4| (protocol, is_v4)));
+    for family in families.concat() {
+        let of = |((protocol, is_v4, _), server): (&(Protocol, bool, u16), &String)| {
+            ((*protocol, *is_v4) == family).then(|| server.clone())
         };
         assert_eq!(one.iter().filter_map(of).collect::<BTreeSet<_>>().len(), 1);
     }

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FAMILIES: [&str; 2] = ["ip", "ip6"];
 
 /// The chains that the ten shapes need: what each Service below goes to, and what those chains lead to.
-const CHAINS: [&str; 18] = [
+const CHAINS: [&str; 20] = [
     "cluster-1",
     "cluster-2",
     "cluster-2-sticky",
@@ -30,17 +30,19 @@ const CHAINS: [&str; 18] = [
     "cluster-4",
     "cluster-5-sticky",
     "cluster-6",
-    "external-2-sticky",
+    "external-2-shared",
     "external-4",
     "external-6",
     "external-local-6-0",
     "lb-6",
-    "node-port-external-2-sticky",
+    "node-port-external-2-shared",
     "node-port-external-3",
     "node-port-external-local-3-1",
     "node-port-lb-3",
     "remember-10800",
     "remember-30",
+    "remember-address-30",
+    "remember-node-port-30",
 ];
 
 /// One Service, in both families, and its slices. Its shape is the last digit of its number.
@@ -160,14 +162,25 @@ fn by_agent(manifests: &TempDir) -> [Table; 2] {
     tables
 }
 
-/// Leaves out what nft up to 1.0.6 cannot load: the rules that remember IPv6 clients, and what leads to them.
+/// Leaves out what nft up to 1.0.6 cannot load: the rules that remember IPv6 clients, those that look up whose key a front end
+/// shares, and what leads to them.
 fn loadable(family: &str, table: &Table) -> Table {
     let mut table = table.clone();
-    if family == "ip6" {
-        table
-            .chains
-            .retain(|chain, _| !chain.starts_with("remember-"));
-        table.elements.retain(|set, _| !set.ends_with("affinities"));
+    let is_left_out = |chain: &str| {
+        let rest = chain.strip_prefix("remember-");
+        rest.is_some_and(|rest| family == "ip6" || rest.parse::<u32>().is_err())
+    };
+    table.chains.retain(|chain, _| !is_left_out(chain));
+    for (chain, rules) in &mut table.chains {
+        if chain.ends_with("-shared") {
+            rules.retain(|rule| !rule.contains("@affinity"));
+        }
+    }
+    for elements in table.elements.values_mut() {
+        elements.retain(|element| {
+            let chain = element.rsplit_once("goto ").map(|(_, chain)| chain);
+            !chain.is_some_and(is_left_out)
+        });
     }
     table
 }

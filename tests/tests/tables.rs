@@ -12,7 +12,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use proxyd::dataplane::nft::{Duty, Skeleton, SkeletonConfig, batch, render};
 use proxyd::diff::{Change, Delta, Verdict};
 use proxyd::model::{AffinityTimeout, Family, Frontend, PerFamily, Port, Protocol};
-use proxyd::plan::{Detector, Policy};
+use proxyd::plan::{Affinity, Detector, Policy};
 use proxyd_tests::agent::{Agent, nft, run_once};
 use proxyd_tests::held::{Held, Kernel, attribute, message};
 use proxyd_tests::netns::Netns;
@@ -32,7 +32,8 @@ fn number(family: Family) -> u8 {
     }
 }
 
-/// A front end of every shape that chains are made for.
+/// A front end of every shape that chains are made for, but for those whose rules are comments in the text: front ends with the key of
+/// another one.
 fn every_shape(family: Family) -> Delta {
     let address = |number: u8| -> IpAddr {
         match family {
@@ -48,36 +49,64 @@ fn every_shape(family: Family) -> Delta {
     ];
     let sticky = [None, AffinityTimeout::new(60)];
     let verdicts = policies.into_iter().flat_map(|(policy, local)| {
-        sticky.map(|affinity| Verdict::Balance {
+        let verdict = Verdict::Balance {
             policy,
             count: 3,
             local,
-            affinity,
-        })
-    });
-    let verdicts = verdicts.chain([Verdict::Drop, Verdict::Reject]);
-    let rules = (1_u8..).zip(verdicts).flat_map(|(number, verdict)| {
-        let port = Port::new(u16::from(number)).unwrap();
-        let protocol = Protocol::Tcp;
-        let at_address = Frontend::Address {
-            ip: address(number),
-            protocol,
-            port,
+            affinity: None,
         };
-        let node_port = Frontend::NodePort {
-            family,
-            protocol,
-            port,
-        };
-        [at_address, node_port].map(|key| Change {
-            key,
-            from: None,
-            to: Some(verdict),
-        })
+        sticky.map(|timeout| (verdict, timeout))
     });
+    let verdicts = verdicts.chain([(Verdict::Drop, None), (Verdict::Reject, None)]);
+    let rules = (1_u8..)
+        .zip(verdicts)
+        .flat_map(|(number, (verdict, timeout))| {
+            let port = Port::new(u16::from(number)).unwrap();
+            let protocol = Protocol::Tcp;
+            let at_address = Frontend::Address {
+                ip: address(number),
+                protocol,
+                port,
+            };
+            let node_port = Frontend::NodePort {
+                family,
+                protocol,
+                port,
+            };
+            [at_address, node_port].map(|key| Change {
+                key,
+                from: None,
+                to: Some(sticky_at(key, verdict, timeout)),
+            })
+        });
     Delta {
         rules: rules.collect(),
         ..Delta::default()
+    }
+}
+
+/// A verdict on a front end whose clients are remembered by what they call.
+fn sticky_at(frontend: Frontend, verdict: Verdict, timeout: Option<AffinityTimeout>) -> Verdict {
+    match (verdict, timeout) {
+        (
+            Verdict::Balance {
+                policy,
+                count,
+                local,
+                ..
+            },
+            Some(timeout),
+        ) => Verdict::Balance {
+            policy,
+            count,
+            local,
+            affinity: Some(Affinity {
+                timeout,
+                key: frontend,
+                is_mixed: frontend.address().is_none() || policy == Policy::ExternalLocal,
+            }),
+        },
+        (verdict, _) => verdict,
     }
 }
 
@@ -115,6 +144,7 @@ fn the_agents_messages_and_the_dry_runs_text_make_the_same_table() {
                 let config = SkeletonConfig {
                     detector: PerFamily::from_fn(|_| detector.clone()),
                     masquerade_bit,
+                    rejects_unused_ports: true,
                 };
                 let skeleton = Skeleton::with(duty, family, &config);
                 let delta = match duty {
@@ -146,7 +176,7 @@ fn the_agents_messages_and_the_dry_runs_text_make_the_same_table() {
                 assert_eq!(ours.sets, theirs.sets, "{what}");
                 assert_eq!(ours.chains, theirs.chains, "{what}");
                 assert_eq!(ours.rules, theirs.rules, "{what}");
-                assert!(ours.sets.len() == 16 && !ours.rules.is_empty(), "{what}");
+                assert!(ours.sets.len() == 20 && !ours.rules.is_empty(), "{what}");
                 chains += ours.chains.len();
             }
         }
@@ -161,6 +191,7 @@ fn the_agent_turns_no_bytes_around() {
         let config = SkeletonConfig {
             detector: PerFamily::default(),
             masquerade_bit: 14,
+            rejects_unused_ports: true,
         };
         for duty in [Duty::Balance, Duty::Refuse] {
             let netns = Netns::new().unwrap();

@@ -38,6 +38,7 @@ fn the_objects_come_to_every_kind_of_element_and_complaint() {
     let skeleton = SkeletonConfig {
         detector: PerFamily::default(),
         masquerade_bit: 14,
+        rejects_unused_ports: true,
     };
     let mut wanted: BTreeSet<String> = [
         "addressType",
@@ -69,6 +70,7 @@ fn the_objects_come_to_every_kind_of_element_and_complaint() {
             "guarded",
             "allowed-sources",
             "cluster-ips",
+            "outer-addresses",
             "service-networks",
             "node-port-addresses",
             "hairpin",

@@ -210,6 +210,7 @@ impl Config {
             table_size: cli.backend.maglev_table_size,
             connections: cli.backend.connection_table_size,
         };
+        let rejects_unused_ports = cli.traffic.reject_unused_service_ports;
         let flags = Raw::of_flags(cli)?;
         let mode_flag = flags.proxy_mode.as_ref().map(|given| given.value.clone());
         let has_file = file.is_some();
@@ -241,6 +242,7 @@ impl Config {
             skeleton: SkeletonConfig {
                 detector: detection.detector,
                 masquerade_bit: check::masquerade_bit(raw.masquerade_bit.as_ref())?,
+                rejects_unused_ports,
             },
             backend,
             places,

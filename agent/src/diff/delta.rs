@@ -6,8 +6,8 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use crate::model::{AffinityTimeout, Frontend};
-use crate::plan::{Backend, MAX_BACKENDS, Member, Policy, Rule};
+use crate::model::Frontend;
+use crate::plan::{Affinity, Backend, MAX_BACKENDS, Member, Policy, Rule};
 
 use super::Held;
 
@@ -60,8 +60,8 @@ pub enum Verdict {
         count: u16,
         /// How many local back ends there are. Their indexes go from [`Slot::FIRST_LOCAL`] up.
         local: u16,
-        /// How long a client keeps its back end.
-        affinity: Option<AffinityTimeout>,
+        /// How a client keeps its back end, if it does.
+        affinity: Option<Affinity>,
     },
     /// Drop new connections.
     Drop,
@@ -87,8 +87,8 @@ impl Verdict {
         }
     }
 
-    /// How long a client keeps its back end, if it does.
-    pub fn affinity(self) -> Option<AffinityTimeout> {
+    /// How a client keeps its back end, if it does.
+    pub fn affinity(self) -> Option<Affinity> {
         match self {
             Self::Balance { affinity, .. } => affinity,
             Self::Drop | Self::Reject => None,

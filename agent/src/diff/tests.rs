@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::{AffinityTimeout, Touched};
-use crate::plan::{Balance, Policy};
+use crate::plan::{Affinity, Balance, Policy};
 use crate::testing::{backend, ip, port};
 
 fn frontend(number: u8) -> Frontend {
@@ -54,7 +54,15 @@ fn any_backends(least: usize) -> impl Strategy<Value = Vec<Backend>> {
 fn any_rule() -> impl Strategy<Value = Rule> {
     let policies = [Policy::Cluster, Policy::External, Policy::ExternalLocal];
     let policy = prop::sample::select(policies.to_vec());
-    let affinity = prop::option::of(1..3_u32).prop_map(|s| s.and_then(AffinityTimeout::new));
+    let affinity = prop::option::of((1..3_u32, 0..4_u8, any::<bool>()));
+    let affinity = affinity.prop_map(|affinity| {
+        let (seconds, key, is_mixed) = affinity?;
+        Some(Affinity {
+            timeout: AffinityTimeout::new(seconds)?,
+            key: frontend(key),
+            is_mixed,
+        })
+    });
     let balance = (policy, any_backends(1), any_backends(0), affinity);
     prop_oneof![
         1 => Just(Rule::Reject),

@@ -193,8 +193,9 @@ fn outcome(view: &View<'_>, frontend: Frontend) -> String {
             local => format!("; {} for clients outside", count(local, "endpoint")),
         };
     }
-    if let Some(timeout) = balance.affinity {
-        text += &format!("; a client keeps its own for {} s", timeout.seconds());
+    if let Some(affinity) = balance.affinity {
+        let seconds = affinity.timeout.seconds();
+        text += &format!("; a client keeps its own for {seconds} s");
     }
     if tables.members.contains(&Member::Guarded(frontend)) {
         let only = BTreeSet::from([frontend]);

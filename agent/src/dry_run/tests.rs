@@ -91,6 +91,7 @@ fn run_on(backend: Backend, output: Output, objects: &Objects) -> DryRun {
                 v6: Detector::None,
             },
             masquerade_bit: 14,
+            rejects_unused_ports: true,
         },
         backend,
         table_size: TableSize::DEFAULT,
@@ -164,10 +165,14 @@ fn the_skeleton_is_as_it_was() {
     let (_, ip6) = text.split_once("\nadd table ip6 proxyd\n").unwrap();
     let (ip, _) = text.split_once("\nadd table ip6 proxyd\n").unwrap();
     let (_, ip) = ip.split_once("\nadd table ip proxyd\n").unwrap();
+    // It changes with any of the expressions, which are not here.
+    let (_, version) = ip.split_once("comment \"proxyd ").unwrap();
+    let (version, _) = version.split_once('"').unwrap();
+    let ip = &ip.replace(version, "VERSION");
     expect![[r#"
         delete table ip proxyd
         table ip proxyd {
-        	comment "proxyd 717dd4ee60392556"
+        	comment "proxyd VERSION"
 
         	# New connections: who balances them over how many endpoints.
         	map services {
@@ -206,10 +211,18 @@ fn the_skeleton_is_as_it_was() {
         		size 131072
         		flags dynamic,timeout
         	}
+        	# All front ends of a Service port remember clients under the address that these say, which is its ClusterIP.
+        	map affinity-keys {
+        		typeof ip daddr . meta l4proto . th dport : meta l4proto . ip daddr . meta l4proto . th dport
+        	}
+        	map node-port-affinity-keys {
+        		typeof meta l4proto . th dport : meta l4proto . ip daddr . meta l4proto . th dport
+        	}
         	# Load-balancer addresses that only some sources may call.
         	set guarded {
         		typeof ip daddr . meta l4proto . th dport
         	}
+        	# Who may call those. (Of the rule that asks this, nft 1.0.6 makes what Linux 6.12 refuses; newer ones do not.)
         	set allowed-sources {
         		typeof ip daddr . meta l4proto . th dport . ip saddr
         		flags interval
@@ -221,6 +234,15 @@ fn the_skeleton_is_as_it_was() {
         	set service-networks {
         		typeof ip daddr
         		flags interval
+        	}
+        	# Load-balancer and external addresses: what no Service has there is not sent back the way that it came.
+        	set outer-addresses {
+        		typeof ip daddr
+        	}
+        	set same-device {
+        		typeof meta iif . meta oif
+        		size 4096
+        		flags dynamic,timeout
         	}
         	# This node's addresses that have NodePorts.
         	set node-port-addresses {
@@ -248,7 +270,6 @@ fn the_skeleton_is_as_it_was() {
         		ip daddr . meta l4proto . th dport vmap @services
         		ip daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @node-ports
         	}
-
         	chain mark-for-masquerade {
         		meta mark set meta mark or 0x00004000
         	}
@@ -257,6 +278,7 @@ fn the_skeleton_is_as_it_was() {
         		meta mark & 0x00004000 != 0 goto do-masquerade
         		ct status dnat ip saddr . ip daddr @hairpin goto do-masquerade
         	}
+
         	# The mark goes first: an overlay's outer packet keeps it and would be translated again. Higher ports are those of BPF programs.
         	chain do-masquerade {
         		meta mark set meta mark and 0xffffbfff
@@ -305,7 +327,7 @@ fn the_skeleton_is_as_it_was() {
         	}
         	chain filter-forward {
         		type filter hook forward priority -110; policy accept;
-        		ct state new goto refuse
+        		ct state new goto refuse-forwarded
         	}
         	chain filter-output {
         		type filter hook output priority -90; policy accept;
@@ -316,6 +338,12 @@ fn the_skeleton_is_as_it_was() {
         		ip daddr @node-port-addresses fib daddr type local meta l4proto . th dport vmap @no-endpoint-node-ports
         		ip daddr @cluster-ips goto send-reject
         		ip daddr @service-networks drop
+        	}
+
+        	# Ports that no Service has, at addresses of Services that are routed here.
+        	chain refuse-forwarded {
+        		jump refuse
+        		ip daddr @outer-addresses update @same-device { meta iif . meta iif timeout 60s } meta iif . meta oif @same-device goto send-reject
         	}
         	chain send-reject {
         		meta l4proto tcp reject with tcp reset
@@ -403,37 +431,6 @@ fn a_front_end_without_endpoints_says_why() {
         #   10.96.0.4:80 tcp: refused, no endpoint can serve it (its only endpoint is not ready)
         #   10.96.0.3:80 tcp: refused, no endpoint can serve it (its EndpointSlices have no IPv4 endpoint)
         #   10.96.0.2:80 tcp: refused, no endpoint can serve it (its EndpointSlices have "web" tcp, not "http" tcp)"##]].assert_eq(&lines.collect::<Vec<_>>().join("\n"));
-}
-
-#[test]
-fn no_text_of_the_input_becomes_a_command() {
-    let mut objects = objects();
-    let evil = "x\nadd table ip evil\r\u{85}\u{2028}";
-    for service in &mut objects.services {
-        let spec = service.spec.as_mut().unwrap();
-        spec.external_name = spec.external_name.take().map(|name| name + evil);
-        spec.type_.get_or_insert_with(|| evil.to_owned());
-        service.metadata.name = service.metadata.name.take().map(|name| name + evil);
-    }
-    for slice in &mut objects.slices {
-        slice
-            .metadata
-            .labels
-            .as_mut()
-            .unwrap()
-            .values_mut()
-            .for_each(|name| name.push_str(evil));
-        for endpoint in slice.endpoints.iter_mut().flatten() {
-            endpoint.hostname = endpoint.hostname.take().map(|name| name + evil);
-        }
-    }
-    let text = run(&objects).text;
-    let commands = text.lines().filter(|line| line.starts_with("add table"));
-    assert_eq!(
-        commands.collect::<Vec<_>>(),
-        ["add table ip proxyd", "add table ip6 proxyd"]
-    );
-    assert!(text.contains("evil"), "the text is there, as a comment");
 }
 
 #[test]

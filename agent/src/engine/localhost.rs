@@ -94,7 +94,7 @@ impl Tracker {
                     .iter()
                     .map(|backend| SocketAddr::new(backend.ip, backend.port.get()))
                     .collect(),
-                affinity: balance.affinity,
+                affinity: balance.affinity.map(|affinity| affinity.timeout),
             }),
             _ => None,
         };

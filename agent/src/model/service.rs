@@ -115,6 +115,20 @@ pub struct Claimed<'a> {
     pub port: &'a ServicePort,
 }
 
+impl Claimed<'_> {
+    /// The front end of the same port and family at the Service's ClusterIP.
+    pub fn at_cluster_ip(&self, service: &Service) -> Option<Frontend> {
+        let family = self.frontend.family();
+        let mut ips = service.cluster_ips.iter();
+        let ip = ips.find(|ip| Family::of(**ip) == family)?;
+        Some(Frontend::Address {
+            ip: *ip,
+            protocol: self.port.protocol,
+            port: self.port.port,
+        })
+    }
+}
+
 /// One port of a Service. Endpoints join it by name; `targetPort` is never read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServicePort {

@@ -88,6 +88,7 @@ impl Snapshot {
             self.claims.insert(Claim::new(&claimed, &service));
             touch(&mut self.touched, claimed.frontend);
         }
+        self.touch_rivals(&service);
         if service.health_check_port.is_some() {
             self.health_checked.insert(service.name.clone());
             self.health_touched = true;
@@ -104,7 +105,25 @@ impl Snapshot {
             self.claims.remove(&Claim::new(&claimed, &service));
             touch(&mut self.touched, claimed.frontend);
         }
+        self.touch_rivals(&service);
         self.health_touched |= self.health_checked.remove(name);
+    }
+
+    /// Touches the front ends of Services with affinity that claim some of the same: who has a ClusterIP decides under which key all front
+    /// ends of a Service port remember their clients.
+    fn touch_rivals(&mut self, service: &Service) {
+        let claims = service.frontends();
+        let claimants = claims.flat_map(|claimed| self.claimants(claimed.frontend));
+        let rivals: BTreeSet<_> = claimants.filter(|name| **name != service.name).collect();
+        let rivals = rivals
+            .into_iter()
+            .filter_map(|name| self.services.get(name));
+        let affine = rivals.filter(|rival| rival.affinity.is_some());
+        let frontends = affine.flat_map(Service::frontends);
+        let frontends: Vec<_> = frontends.map(|claimed| claimed.frontend).collect();
+        for frontend in frontends {
+            touch(&mut self.touched, frontend);
+        }
     }
 
     /// Takes a complete list of EndpointSlices in place of all that are known.
@@ -290,6 +309,15 @@ impl Snapshot {
 
     /// Whether an address is the ClusterIP of a Service.
     pub fn is_cluster_ip(&self, address: IpAddr) -> bool {
+        self.claims_at(address).any(|claim| !claim.is_outer)
+    }
+
+    /// Whether an address is a load-balancer or external one of a Service.
+    pub fn is_outer_address(&self, address: IpAddr) -> bool {
+        self.claims_at(address).any(|claim| claim.is_outer)
+    }
+
+    fn claims_at(&self, address: IpAddr) -> impl Iterator<Item = &Claim> {
         let first = Frontend::Address {
             ip: address,
             protocol: Protocol::Tcp,
@@ -297,17 +325,23 @@ impl Snapshot {
         };
         self.claims
             .range(Claim::first_of(first)..)
-            .map_while(|claim| match claim.frontend {
-                Frontend::Address { ip, .. } if ip == address => Some(!claim.is_outer),
-                _ => None,
-            })
-            .any(|is_cluster_ip| is_cluster_ip)
+            .take_while(move |claim| claim.frontend.address() == Some(address))
     }
 
     /// The ClusterIPs of all Services, some of them more than once.
     pub fn cluster_ips(&self, family: Family) -> impl Iterator<Item = IpAddr> {
-        let inner = self.claims.iter().filter(|claim| !claim.is_outer);
-        inner.filter_map(move |claim| match claim.frontend {
+        self.addresses(family, false)
+    }
+
+    /// The load-balancer and external addresses of all Services, some of them more than once.
+    pub fn outer_addresses(&self, family: Family) -> impl Iterator<Item = IpAddr> {
+        self.addresses(family, true)
+    }
+
+    fn addresses(&self, family: Family, is_outer: bool) -> impl Iterator<Item = IpAddr> {
+        let claims = self.claims.iter();
+        let claims = claims.filter(move |claim| claim.is_outer == is_outer);
+        claims.filter_map(move |claim| match claim.frontend {
             Frontend::Address { ip, .. } if Family::of(ip) == family => Some(ip),
             _ => None,
         })

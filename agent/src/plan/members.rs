@@ -15,11 +15,13 @@ pub(super) fn all(
 ) -> impl Iterator<Item = Member> {
     let hairpin = snapshot.endpoints_here(family).map(Member::Hairpin);
     let cluster_ips = snapshot.cluster_ips(family).map(Member::ClusterIp);
+    let outer = snapshot.outer_addresses(family).map(Member::OuterAddress);
     let limited = snapshot.services().filter(|s| s.source_ranges.is_some());
     let frontends = limited.flat_map(Service::frontends).map(|c| c.frontend);
     let frontends = frontends.filter(move |frontend| frontend.family() == family);
     hairpin
         .chain(cluster_ips)
+        .chain(outer)
         .chain(frontends.flat_map(|frontend| guards(snapshot, frontend)))
         .chain(of_node(snapshot, config, family))
 }
@@ -28,12 +30,14 @@ pub(super) fn all(
 pub(super) fn touched(snapshot: &Snapshot, touched: &Touched) -> impl Iterator<Item = Member> {
     let here = touched.endpoints_here.iter().copied();
     let hairpin = here.filter(|address| snapshot.is_endpoint_here(*address));
-    let addresses = touched.frontends.iter().filter_map(Frontend::address);
-    let cluster_ips = addresses.filter(|address| snapshot.is_cluster_ip(*address));
+    let addresses = || touched.frontends.iter().filter_map(Frontend::address);
+    let cluster_ips = addresses().filter(|address| snapshot.is_cluster_ip(*address));
+    let outer = addresses().filter(|address| snapshot.is_outer_address(*address));
     let frontends = touched.frontends.iter().copied();
     hairpin
         .map(Member::Hairpin)
         .chain(cluster_ips.map(Member::ClusterIp))
+        .chain(outer.map(Member::OuterAddress))
         .chain(frontends.flat_map(|frontend| guards(snapshot, frontend)))
 }
 

@@ -21,9 +21,9 @@ pub use health::health_checks;
 pub use lack::{Lack, lack};
 pub use node_ports::NodePortAddresses;
 pub use stale_flows::{Flow, Flows, flows, opened};
-pub use tables::{Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
+pub use tables::{Affinity, Backend, Balance, MAX_BACKENDS, Member, Policy, Rule, Tables};
 
-use crate::model::{Exposure, Family, Frontend, Scope, Snapshot, TrafficPolicy};
+use crate::model::{Claimed, Exposure, Family, Frontend, Scope, Service, Snapshot, TrafficPolicy};
 use select::Candidates;
 
 /// Which sources are pods, where that is told by address. The data plane knows which detector is in use.
@@ -102,8 +102,36 @@ pub fn rule(snapshot: &Snapshot, config: &PlanConfig, frontend: Frontend) -> Opt
         policy,
         backends,
         local,
-        affinity: service.affinity,
+        affinity: affinity(snapshot, service, &claimed),
     }))
+}
+
+/// How clients of a front end keep their back ends. They have one at all front ends of a Service port in a family, which therefore
+/// share a key: the front end at the ClusterIP, since no other Service can have that. Where another one has it all the same, an address
+/// has its own key, and NodePorts have no affinity. Where front ends choose among different endpoints, each has its own key.
+fn affinity(snapshot: &Snapshot, service: &Service, claimed: &Claimed<'_>) -> Option<Affinity> {
+    let timeout = service.affinity?;
+    let key = claimed.at_cluster_ip(service).filter(|key| {
+        let owner = snapshot.owner(*key);
+        owner.is_some_and(|(owner, _)| owner.name == service.name)
+    });
+    let own = claimed.frontend.address().map(|_| claimed.frontend);
+    let has_outer = || {
+        let mut frontends = service.frontends();
+        frontends.any(|other| other.exposure != Exposure::ClusterIp)
+    };
+    let policies = [service.internal_policy, service.external_policy];
+    let is_mixed = policies.contains(&TrafficPolicy::Local) && has_outer();
+    let key = if is_mixed {
+        claimed.frontend
+    } else {
+        key.or(own)?
+    };
+    Some(Affinity {
+        timeout,
+        key,
+        is_mixed,
+    })
 }
 
 #[cfg(test)]

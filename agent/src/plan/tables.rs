@@ -43,8 +43,21 @@ pub struct Balance {
     /// The back ends for clients outside the cluster with [`Policy::ExternalLocal`], in the same way; none: their
     /// connections are dropped.
     pub local: Vec<Backend>,
-    /// How long a client keeps its back end.
-    pub affinity: Option<AffinityTimeout>,
+    /// How a client keeps its back end, if it does.
+    pub affinity: Option<Affinity>,
+}
+
+/// How a client keeps its back end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// For how long after its last new connection.
+    pub timeout: AffinityTimeout,
+    /// Under which front end the choice is remembered: for all front ends of a Service port in one family the one at its
+    /// ClusterIP, but for each its own if their affinity is mixed.
+    pub key: Frontend,
+    /// Whether front ends of the Service port, or clients of one, choose among different back ends, so that not all that is remembered
+    /// for one is for the others.
+    pub is_mixed: bool,
 }
 
 /// Who gets which back ends of a front end, and whose source is masqueraded.
@@ -76,6 +89,9 @@ pub enum Member {
     Guarded(Frontend),
     /// Sources that may call a guarded front end. Those of one front end do not overlap.
     AllowedSource(Frontend, IpNet),
+    /// A load-balancer or external address of a Service: ports that no Service has there are refused where a packet would be sent
+    /// back the way that it came.
+    OuterAddress(IpAddr),
 }
 
 impl Member {
@@ -85,9 +101,10 @@ impl Member {
         frontends: &'a BTreeSet<Frontend>,
     ) -> impl Iterator<Item = Self> + 'a {
         let addresses: BTreeSet<IpAddr> = frontends.iter().filter_map(Frontend::address).collect();
-        let cluster_ips = addresses.into_iter().map(Self::ClusterIp);
+        let addresses = addresses.into_iter();
+        let addresses = addresses.flat_map(|ip| [Self::ClusterIp(ip), Self::OuterAddress(ip)]);
         let guarded = frontends.iter().copied().map(Self::Guarded);
-        let single = cluster_ips.chain(guarded);
+        let single = addresses.chain(guarded);
         let sources = frontends.iter().flat_map(|frontend| {
             let first = IpNet::new_assert(Ipv4Addr::UNSPECIFIED.into(), 0);
             let last = IpNet::new_assert(Ipv6Addr::from([0xff; 16]).into(), 128);

@@ -195,7 +195,7 @@ pub struct FragmentKey {
 pub struct SourceKey {
     /// The client's address.
     pub source: Address,
-    /// The front end.
+    /// The front end that all of a Service port share.
     pub frontend: FrontendKey,
     /// Zero.
     pub padding: u32,

@@ -130,6 +130,9 @@ pub const LOCAL_OUTSIDE: u32 = 4;
 /// Only some sources may call it.
 pub const GUARDED: u32 = 8;
 
+/// Front ends of the Service port whose clients keep their back ends choose among different ones.
+pub const AFFINITY_MIXED: u32 = 16;
+
 /// The key of one back end of a front end.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -172,7 +175,7 @@ pub const THE_NODE: WhoMayCall = 1;
 pub struct ClientKey {
     /// The cookie of the network namespace, for session affinity; that of the socket, for UDP.
     pub cookie: u64,
-    /// The front end.
+    /// The front end; for session affinity the one that all of a Service port share.
     pub frontend: FrontendKey,
     /// Zero.
     pub padding: u32,

@@ -1,7 +1,7 @@
 //! Consistent hashing: what the tables look like, and where a flow is in them. The same on all nodes, whatever their
 //! processors' byte order.
 
-use crate::Address;
+use crate::{Address, FrontendKey};
 
 /// How many slots a piece of a table has. With the key and what the kernel puts around it, a piece fills 2 KiB.
 pub const PIECE_SLOTS: u32 = 976;
@@ -62,11 +62,14 @@ pub const fn hash_of_flow(source: &Address, ports: [u16; 2], protocol: u8) -> u3
     hash(source, from << 32 | to << 16 | protocol as u64)
 }
 
-/// The hash of a client that keeps its back end.
+/// The hash of a client that keeps its back end of a Service port, which is named by the front end that all of the port share. Two
+/// Services so choose independently.
 #[must_use]
 #[inline(always)]
-pub const fn hash_of_client(source: &Address) -> u32 {
-    hash(source, 0)
+pub const fn hash_of_client(source: &Address, shared: &FrontendKey) -> u32 {
+    let port = (u16::from_be(shared.port) as u64) << 16;
+    let beside = port | (shared.protocol as u64) << 8 | shared.kind as u64;
+    hash(source, hash_of_address(&shared.address, beside))
 }
 
 #[inline(always)]

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use crate::cluster::{Cluster, Host, Pod};
+use ipnet::IpNet;
+
+use crate::cluster::{Cluster, EXTERNAL_CIDRS, Host, LOAD_BALANCER_CIDRS, Pod, SERVICE_CIDRS};
 use crate::netns::Netns;
 use crate::netns::link::{self, bridge};
 use crate::traffic::EchoServer;
@@ -164,6 +166,18 @@ impl Cast {
         link::add_route(&self.cluster.fabric, address.into(), gateway)
             .expect("the fabric reaches node-1");
         self.node_addresses.insert(address);
+    }
+
+    /// Whether the network routes an address to node-1 since it is for Services.
+    pub fn is_routed_here(&self, address: IpAddr) -> bool {
+        let client = &self.cluster.client;
+        let networks = [SERVICE_CIDRS, LOAD_BALANCER_CIDRS, EXTERNAL_CIDRS];
+        let mut networks = networks.iter().flatten();
+        let is_in = |network: &&str| {
+            let network: IpNet = network.parse().expect("a network");
+            network.contains(&address)
+        };
+        ![client.v4, client.v6].contains(&address) && networks.any(|network| is_in(&network))
     }
 
     /// The interface of node-1 by which a member's packets come in; `None` for that node itself.

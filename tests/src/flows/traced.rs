@@ -65,8 +65,10 @@ impl Planned {
             tables: self.tables.get(family),
             detector: self.config.skeleton.detector.get(family),
             local_addresses: &self.local_addresses,
+            rejects_unused_ports: self.config.skeleton.rejects_unused_ports,
         };
-        tracer.trace(&Packet {
+        let is_here = self.local_addresses.contains(&call.to.ip());
+        let mut packet = Packet {
             interface: cast.interface(&call.from),
             source: call.source(cast),
             destination: call.to.ip(),
@@ -76,7 +78,19 @@ impl Planned {
                 traffic::Protocol::Sctp => Protocol::Sctp,
             },
             port: Port::new(call.to.port()).expect("no table has port 0"),
-        })
+            returns: false,
+        };
+        let uplink = cast.interface("client");
+        packet.returns = packet.interface == uplink && !is_here;
+        let outcome = tracer.trace(&packet);
+        // What node-1 sends on of others to an address that the network routes to it comes back, with the source that it had.
+        let comes_back = packet.interface.is_some() && cast.is_routed_here(call.to.ip());
+        if outcome != Outcome::Unchanged || packet.returns || !comes_back {
+            return outcome;
+        }
+        packet.interface = uplink;
+        packet.returns = true;
+        tracer.trace(&packet)
     }
 }
 

@@ -113,6 +113,7 @@ fn skeleton_config(choices: &mut Choices<'_>) -> SkeletonConfig {
             }
         }),
         masquerade_bit: 14,
+        rejects_unused_ports: choices.one_in(2),
     }
 }
 

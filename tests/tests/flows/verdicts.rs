@@ -64,18 +64,47 @@ fn a_policy_local_drops_where_this_node_has_no_endpoint() {
 }
 
 #[test]
-fn a_port_that_a_service_has_not_is_refused_at_its_cluster_ip_only() {
+fn a_port_that_a_service_has_not_is_refused_at_its_addresses() {
     let services = vec![
         Svc::new("web", json!({}), "here there"),
         Svc::new("none", json!({}), ""),
     ];
     let table = "
-| from → to                                | web      | none     |
-| ---------------------------------------- | -------- | -------- |
-| pod, node-1, client, pod-3 → ClusterIP:81 | refused  | refused  |
-| pod, node-1, client → LB:81, external:81 | unserved | unserved |
+| from → to                                      | web      | none     |
+| ---------------------------------------------- | -------- | -------- |
+| pod, node-1, client, pod-3 → ClusterIP:81      | refused  | refused  |
+| pod, client, pod-3, node-2 → LB:81, external:81 | refused  | refused  |
 ";
     Scene::across(ARGS, services, table).check();
+}
+
+#[test]
+fn other_ports_of_outer_addresses_are_left_to_the_network_if_that_is_wanted() {
+    let services = vec![
+        Svc::new("web", json!({}), "here there"),
+        Svc::new("none", json!({}), ""),
+    ];
+    let table = "
+| from → to                                              | web      | none     |
+| ------------------------------------------------------ | -------- | -------- |
+| pod, node-1, client, pod-3 → ClusterIP:81              | refused  | refused  |
+| pod, node-1, client, pod-3, node-2 → LB:81, external:81 | unserved | unserved |
+";
+    let args = [ARGS, &["--reject-unused-service-ports=false"]].concat();
+    Scene::across(&args, services, table).check();
+}
+
+#[test]
+fn a_service_that_is_not_served_here_keeps_its_addresses_out_of_this() {
+    // Nobody has an address whose Service is left to another proxy.
+    let mut others = Svc::new("others", json!({}), "here there");
+    others.metadata = json!({ "labels": { "service.kubernetes.io/service-proxy-name": "other" } });
+    let table = "
+| from → to                          | others   |
+| ---------------------------------- | -------- |
+| pod, client → LB:81, external:81   | unserved |
+";
+    Scene::across(ARGS, vec![others], table).check();
 }
 
 #[test]

@@ -21,10 +21,11 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(
 ));
 
 /// The maps that take their memory at once, beside those of connections.
-const MAPS: [&str; 9] = [
+const MAPS: [&str; 10] = [
     "frontends",
     "backends",
     "members",
+    "affinity_keys",
     "affinity",
     "udp_choices",
     "tcp_peers",
@@ -255,6 +256,12 @@ impl Node {
             protocol: self.kind.number(),
             kind: bpf::AT_ADDRESS,
         }
+    }
+
+    /// Has a front end remember clients under the key of another one.
+    pub(crate) fn share_affinity(&mut self, frontend: bpf::FrontendKey, key: bpf::FrontendKey) {
+        let mut keys = self.map("affinity_keys");
+        keys.insert(frontend, key, 0).unwrap();
     }
 
     /// The key of a NodePort.

@@ -1,7 +1,9 @@
 //! Clients reach back ends and are answered by whom they called; and who may not call is dropped.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use ipnet::IpNet;
 use proxyd_ebpf_common as bpf;
@@ -289,6 +291,48 @@ fn with_affinity_a_client_keeps_its_back_end_for_a_time_and_while_that_is_there(
             "the one that left is not chosen"
         );
         assert!([first, second].contains(&kept));
+    });
+}
+
+#[test]
+fn with_affinity_a_client_has_one_back_end_at_all_front_ends_of_a_service_port() {
+    check(|node| {
+        let (first, second) = (node.backend(), node.other_backend());
+        let [one, other] = [80, 9_000].map(|port| node.kind.at(SERVICE, port));
+        let keys = [one, other].map(|to| node.key(to));
+        let frontend = |key, backends: &[SocketAddr]| Frontend {
+            affinity_seconds: 60,
+            backends: backends.to_vec(),
+            ..Frontend::new(key)
+        };
+        for key in keys {
+            node.set_frontend(&frontend(key, &[first, second]));
+            node.share_affinity(key, key);
+        }
+        node.grows_older(61);
+        // Each time from another port, or it would be the connection that is known.
+        let ports = Cell::new(10_000);
+        let ask = |node: &Node, host: u16, to| {
+            ports.set(ports.get() + 1);
+            let from = node.kind.at(0x0700 + host, ports.get());
+            node.comes_in(UPLINK, Talk { from, to }, Part::Syn)
+                .unwrap()
+                .to
+        };
+        let differ = |node: &Node, hosts: Range<u16>| {
+            let differs = |host: &u16| ask(node, *host, one) != ask(node, *host, other);
+            hosts.filter(differs).count()
+        };
+        assert!(differ(node, 0..32) > 0, "each remembers its own");
+        node.share_affinity(keys[1], keys[0]);
+        assert_eq!(differ(node, 0..32), 0, "what is shared counts");
+        assert_eq!(differ(node, 32..96), 0);
+        node.set_frontend(&frontend(keys[1], &[first]));
+        for host in 0..96 {
+            let to = ask(node, host, other);
+            assert_eq!(to, first, "none that the front end does not have");
+            assert_eq!(ask(node, host, one), first, "there the client stays");
+        }
     });
 }
 

@@ -52,7 +52,7 @@ const PROGRAMS: [&str; 8] = [
 const LAYOUT: u32 = 4;
 
 /// The maps, which are pinned by their names.
-const MAPS: [&str; 21] = [
+const MAPS: [&str; 22] = [
     "settings",
     "frontends",
     "backends",
@@ -60,6 +60,7 @@ const MAPS: [&str; 21] = [
     "tables",
     "table_backends",
     "node_addresses",
+    "affinity_keys",
     "affinity",
     "udp_choices",
     "tcp_peers",

@@ -11,7 +11,7 @@ use proxyd_ebpf_common as bpf;
 use super::maglev::{Backends, TableSize};
 use crate::diff::{Delta, Entry, Held, Slots, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
-use crate::plan::{Backend, Member, Policy};
+use crate::plan::{Affinity, Backend, Member, Policy};
 
 /// How many bytes the key of a front end has.
 pub(super) const FRONTEND_BYTES: u32 = size_of::<bpf::FrontendKey>() as u32;
@@ -25,6 +25,8 @@ pub(super) struct Entries {
     pub(super) backends: BTreeMap<bpf::BackendKey, bpf::Destination>,
     /// Which back ends a front end has whose clients keep theirs, and in which of its lists.
     pub(super) members: BTreeMap<bpf::MemberKey, u8>,
+    /// Under which front end the choices of clients of another one are remembered.
+    pub(super) affinity_keys: BTreeMap<bpf::FrontendKey, bpf::FrontendKey>,
     /// Which addresses have NodePorts.
     pub(super) node_addresses: BTreeMap<bpf::Address, bpf::WhoMayCall>,
     /// Which networks pods are in.
@@ -66,6 +68,7 @@ impl Entries {
                 Member::Guarded(_)
                 | Member::Hairpin(_)
                 | Member::ClusterIp(_)
+                | Member::OuterAddress(_)
                 | Member::ServiceNetwork(_) => {}
             }
         }
@@ -125,7 +128,7 @@ impl Entries {
                 list
             };
             let entry = Entry {
-                verdict: Some(verdict_of(value)?),
+                verdict: Some(self.verdict_of(key, value)?),
                 slots: of_list(0, value.count),
                 local: of_list(bpf::FIRST_LOCAL, value.local),
             };
@@ -153,16 +156,18 @@ impl Entries {
         let Some(key) = frontend_key(frontend) else {
             return;
         };
-        let guarded = if members.contains(&Member::Guarded(frontend)) {
-            bpf::GUARDED
-        } else {
-            0
-        };
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
+        let guarded = flag(members.contains(&Member::Guarded(frontend)), bpf::GUARDED);
+        let is_mixed = affinity.is_some_and(|affinity| affinity.is_mixed);
+        let shared = affinity.and_then(|affinity| frontend_key(affinity.key));
+        if let Some(shared) = shared.filter(|shared| *shared != key) {
+            self.affinity_keys.insert(key, shared);
+        }
         let value = bpf::Frontend {
             count: count.into(),
             local: local.into(),
-            affinity_seconds: affinity.map_or(0, AffinityTimeout::seconds),
-            flags: flags(policy) | guarded,
+            affinity_seconds: affinity.map_or(0, |affinity| affinity.timeout.seconds()),
+            flags: flags(policy) | guarded | flag(is_mixed, bpf::AFFINITY_MIXED),
             table: self.add_table(policy, entry, size),
         };
         self.frontends.insert(key, value);
@@ -184,6 +189,24 @@ impl Entries {
                 }
             }
         }
+    }
+
+    /// The verdict on a front end that balances like this.
+    fn verdict_of(&self, key: &bpf::FrontendKey, frontend: &bpf::Frontend) -> Option<Verdict> {
+        let affinity = match frontend.affinity_seconds {
+            0 => None,
+            seconds => Some(Affinity {
+                timeout: AffinityTimeout::new(seconds)?,
+                key: frontend_of(self.affinity_keys.get(key).unwrap_or(key))?,
+                is_mixed: frontend.flags & bpf::AFFINITY_MIXED != 0,
+            }),
+        };
+        Some(Verdict::Balance {
+            policy: policy_of(frontend.flags)?,
+            count: frontend.count.try_into().ok()?,
+            local: frontend.local.try_into().ok()?,
+            affinity,
+        })
     }
 
     /// Adds the table of a front end that clients outside call, if it has a use for one.
@@ -215,20 +238,7 @@ fn flags(policy: Policy) -> u32 {
 fn policy_of(flags: u32) -> Option<Policy> {
     let policies = [Policy::Cluster, Policy::External, Policy::ExternalLocal];
     let mut policies = policies.into_iter();
-    policies.find(|policy| self::flags(*policy) == flags & !bpf::GUARDED)
-}
-
-/// The verdict on a front end that balances like this.
-fn verdict_of(frontend: &bpf::Frontend) -> Option<Verdict> {
-    Some(Verdict::Balance {
-        policy: policy_of(frontend.flags)?,
-        count: frontend.count.try_into().ok()?,
-        local: frontend.local.try_into().ok()?,
-        affinity: match frontend.affinity_seconds {
-            0 => None,
-            seconds => Some(AffinityTimeout::new(seconds)?),
-        },
-    })
+    policies.find(|policy| self::flags(*policy) == flags & !(bpf::GUARDED | bpf::AFFINITY_MIXED))
 }
 
 /// Whether a key is one of a family.

@@ -18,6 +18,8 @@ pub(super) enum Write {
     Backend(bpf::BackendKey, Option<bpf::Destination>),
     /// In which lists a front end has a back end; `None`: in none.
     Member(bpf::MemberKey, Option<u8>),
+    /// Under which front end the choices of clients of another one are remembered; `None`: under its own.
+    AffinityKey(bpf::FrontendKey, Option<bpf::FrontendKey>),
     /// Who may call an address for its NodePorts; `None`: nobody.
     NodeAddress(bpf::Address, Option<bpf::WhoMayCall>),
     /// What was counted for a back end that a front end does not have any more is forgotten.
@@ -30,10 +32,17 @@ pub(super) enum Write {
 
 /// The writes that lead from one content to another.
 pub(super) fn writes(before: &Entries, after: &Entries) -> Vec<Write> {
-    use Write::{Allowed, Backend, Frontend, Member, NodeAddress, PodNetwork, Uncount};
+    use Write::{
+        AffinityKey, Allowed, Backend, Frontend, Member, NodeAddress, PodNetwork, Uncount,
+    };
     let mut writes = Vec::new();
     writes.extend(set(&before.backends, &after.backends, Backend));
     writes.extend(set(&before.members, &after.members, Member));
+    writes.extend(set(
+        &before.affinity_keys,
+        &after.affinity_keys,
+        AffinityKey,
+    ));
     writes.extend(set(
         &before.node_addresses,
         &after.node_addresses,
@@ -47,6 +56,11 @@ pub(super) fn writes(before: &Entries, after: &Entries) -> Vec<Write> {
 
     writes.extend(gone(&before.backends, &after.backends, Backend));
     writes.extend(gone(&before.members, &after.members, Member));
+    writes.extend(gone(
+        &before.affinity_keys,
+        &after.affinity_keys,
+        AffinityKey,
+    ));
     writes.extend(gone(
         &before.node_addresses,
         &after.node_addresses,

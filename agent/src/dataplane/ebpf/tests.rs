@@ -13,7 +13,7 @@ use super::share::{self, duty_for};
 use super::tables::{Job, Step, Todo, Uses};
 use crate::diff::{Held, Slot, diff};
 use crate::model::{Family, Frontend, Protocol, Scope};
-use crate::plan::{Balance, Member, Policy, Rule, Tables};
+use crate::plan::{Affinity, Balance, Member, Policy, Rule, Tables};
 use crate::testing::{backend, ip, port};
 
 fn frontend(number: u8) -> Frontend {
@@ -50,7 +50,11 @@ fn any_rule() -> impl Strategy<Value = Rule> {
                 Policy::ExternalLocal => hosts.iter().filter(|h| *h % 2 == 0).map(|h| backend(&format!("10.1.0.{h}:80"))).collect(),
                 _ => Vec::new(),
             },
-            affinity: affinity.and_then(crate::model::AffinityTimeout::new),
+            affinity: affinity.and_then(crate::model::AffinityTimeout::new).map(|timeout| Affinity {
+                timeout,
+                key: frontend(3 * (hosts.len() % 2) as u8),
+                is_mixed: policy == Policy::ExternalLocal,
+            }),
         })),
     ]
 }
@@ -86,6 +90,7 @@ fn make(entries: &mut Entries, write: Write) {
     match write {
         Write::Frontend(key, to) => put(&mut entries.frontends, key, to),
         Write::Backend(key, to) => put(&mut entries.backends, key, to),
+        Write::AffinityKey(key, to) => put(&mut entries.affinity_keys, key, to),
         Write::NodeAddress(key, to) => put(&mut entries.node_addresses, key, to),
         Write::Member(key, to) => put(&mut entries.members, key, to),
         Write::PodNetwork(key, to) => put(&mut entries.pod_networks, key, to),

@@ -9,10 +9,11 @@ use netlink_packet_netfilter::nftables::{Expressions, Verdict};
 
 use super::expressions::{
     Registers, accept, change_mark, destination_is_here, drop_it, go, interface_is, is_marked,
-    is_member, is_new, is_not_opening, is_translated, load, lookup, masquerade, nat, protocol_is,
-    reject, reset, source_is_here, source_port_from, update, verdict_of_map,
+    is_member, is_new, is_not_opening, is_translated, load, lookup, lookup_between, masquerade,
+    nat, protocol_is, register, reject, reset, source_is_here, source_port_from, update,
+    verdict_of_map,
 };
-use super::rule::{Rule, Statement, Value};
+use super::rule::{Called, Rule, Statement, Value};
 use crate::model::Family;
 
 impl Rule {
@@ -62,13 +63,13 @@ impl Statement {
                 map,
                 key,
                 data,
-                timeout,
+                seconds,
             } => {
                 let mut registers = Registers::new(family);
                 let mut expressions = load_all(key, &mut registers);
-                let first_of_data = registers.next();
+                let first_of_data = (!data.is_empty()).then(|| registers.next());
                 expressions.extend(load_all(data, &mut registers));
-                expressions.push(update(map, first_of_data, *timeout));
+                expressions.push(update(map, first_of_data, *seconds));
                 expressions
             }
         }
@@ -76,5 +77,25 @@ impl Statement {
 }
 
 fn load_all(key: &[Value], registers: &mut Registers) -> Vec<Expressions> {
-    key.iter().map(|value| load(*value, registers)).collect()
+    let values = key.iter();
+    let values = values.map(|value| match value {
+        Value::SharedKey(called) => load_shared(*called, registers),
+        value => vec![load(*value, registers)],
+    });
+    values.flatten().collect()
+}
+
+/// Looks up the key that a front end shares; it takes the place of the front end's own, behind the source. What is found begins one
+/// register before, with a field of no use, and the source is loaded once more: nft up to 1.0.6 takes a register for what was last put
+/// there by itself, and aborts on a concatenation of which a part was looked up. So it sees the front end's own key.
+fn load_shared(called: Called, registers: &mut Registers) -> Vec<Expressions> {
+    let family = registers.family();
+    let source = Value::Source.registers(family);
+    let (whole, skipped, map) = called.looked_up(family);
+    let mut expressions = load_all(&whole, registers);
+    expressions.extend([
+        lookup_between(map, register(source + skipped), register(source - 1)),
+        load(Value::Source, &mut Registers::new(family)),
+    ]);
+    expressions
 }

@@ -21,8 +21,8 @@ use super::keys::{Reader, Subject, subject};
 use super::shapes::Chain;
 use super::skeleton::USER_DATA_COMMENT;
 use crate::diff::{Held, Verdict};
-use crate::model::{AffinityTimeout, Family, Frontend, Port, Protocol};
-use crate::plan::{Backend, Member};
+use crate::model::{Family, Frontend, Port, Protocol};
+use crate::plan::{Affinity, Backend, Member};
 
 // Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
@@ -210,8 +210,10 @@ pub(super) fn keys(answer: &Answer) -> Option<impl Iterator<Item = Vec<u8>>> {
 pub(super) struct Reading {
     family: Family,
     held: Held,
-    /// How long front ends remember their clients, until their own elements are read.
-    affinities: BTreeMap<Frontend, AffinityTimeout>,
+    /// Who remembers the clients of front ends, until their own elements are read.
+    affinities: BTreeMap<Frontend, Chain>,
+    /// Under whose key those are, if not under its own.
+    affinity_keys: BTreeMap<Frontend, Frontend>,
     /// Where the networks of a set begin and end: address, and whether it is the first after the end of one.
     bounds: BTreeMap<Set, Vec<(IpAddr, bool)>>,
 }
@@ -223,6 +225,7 @@ impl Reading {
             family,
             held: Held::default(),
             affinities: BTreeMap::new(),
+            affinity_keys: BTreeMap::new(),
             bounds: BTreeMap::new(),
         }
     }
@@ -258,7 +261,8 @@ impl Reading {
                 self.held.members.insert(member(network(first, None)?));
             }
         }
-        self.affinities.is_empty().then_some(self.held)
+        let is_whole = self.affinities.is_empty() && self.affinity_keys.is_empty();
+        is_whole.then_some(self.held)
     }
 
     fn note_element(&mut self, set: Set, element: &Element<'_>) -> Option<()> {
@@ -282,9 +286,8 @@ impl Reading {
                 Subject::Member(member) => member,
                 Subject::Frontend(frontend) => return self.note_frontend(set, frontend, element),
                 Subject::Slot(slot) => {
-                    let mut data = reader(element.data?);
-                    let (ip, port) = (data.ip()?, data.port()?);
-                    self.held.set_backend(slot, Some(Backend { ip, port }));
+                    let backend = reader(element.data?).backend()?;
+                    self.held.set_backend(slot, Some(backend));
                     return Some(());
                 }
             },
@@ -294,14 +297,35 @@ impl Reading {
     }
 
     fn note_frontend(&mut self, set: Set, frontend: Frontend, element: &Element<'_>) -> Option<()> {
-        if !matches!(set, Set::Affinities | Set::NodePortAffinities) {
-            return self.note_verdict(set, frontend, element);
+        match set {
+            Set::Affinities | Set::NodePortAffinities => {
+                self.affinities.insert(frontend, element.goto()?);
+            }
+            Set::AffinityKeys | Set::NodePortAffinityKeys => {
+                let mut data = Reader::new(element.data?, self.family);
+                data.protocol()?;
+                let key = data.frontend(true)?;
+                self.affinity_keys.insert(frontend, key);
+            }
+            _ => return self.note_verdict(set, frontend, element),
         }
-        let Some(Chain::Remember(timeout)) = element.goto() else {
-            return None;
-        };
-        self.affinities.insert(frontend, timeout);
         Some(())
+    }
+
+    /// How clients of a front end keep their back ends that goes on in a chain. `None` if that is not of our making.
+    fn take_affinity(&mut self, frontend: Frontend, chain: Chain) -> Option<Option<Affinity>> {
+        let remembering = self.affinities.remove(&frontend);
+        let key = self.affinity_keys.remove(&frontend);
+        let Some(Chain::Remember { timeout, .. }) = remembering else {
+            return (remembering.is_none() && key.is_none()).then_some(None);
+        };
+        let affinity = Affinity {
+            timeout,
+            key: key.unwrap_or(frontend),
+            is_mixed: chain.is_by_address(),
+        };
+        let is_ours = Some(Chain::remembering(frontend, affinity)) == remembering;
+        is_ours.then_some(Some(affinity))
     }
 
     fn note_verdict(&mut self, set: Set, frontend: Frontend, element: &Element<'_>) -> Option<()> {
@@ -319,7 +343,7 @@ impl Reading {
                     policy,
                     count,
                     local,
-                    affinity: self.affinities.remove(&frontend),
+                    affinity: self.take_affinity(frontend, chain)?,
                 }
             }
         };
@@ -337,11 +361,13 @@ impl Reading {
 pub(super) struct Choice {
     /// The key's bytes.
     pub(super) key: Vec<u8>,
-    /// The address that the client called.
+    /// The client's address.
+    pub(super) client: IpAddr,
+    /// The address of the front end under which it is remembered.
     pub(super) called: IpAddr,
     /// The protocol.
     pub(super) protocol: Protocol,
-    /// The port that it called.
+    /// The port.
     pub(super) port: Port,
     /// Whom it was sent to.
     pub(super) backend: Backend,
@@ -362,17 +388,14 @@ pub(super) fn choices(answer: &Answer, family: Family) -> Vec<Choice> {
 
 fn choice(element: &Element<'_>, family: Family) -> Option<Choice> {
     let reader = |bytes| Reader::new(bytes, family);
-    let (mut key, mut data) = (reader(element.key), reader(element.data?));
-    key.ip()?;
+    let mut key = reader(element.key);
     Some(Choice {
+        client: key.ip()?,
         key: element.key.to_vec(),
         called: key.ip()?,
         protocol: key.protocol()?,
         port: key.port()?,
-        backend: Backend {
-            ip: data.ip()?,
-            port: data.port()?,
-        },
+        backend: reader(element.data?).backend()?,
         // One without a time is remembered for ever.
         left: element.left.unwrap_or(Duration::MAX),
     })

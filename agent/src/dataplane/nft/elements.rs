@@ -26,6 +26,10 @@ pub(super) enum Set {
     Affinities,
     /// protocol . port → chain that remembers the client.
     NodePortAffinities,
+    /// address . protocol . port → the same of the front end under whose key clients are remembered.
+    AffinityKeys,
+    /// protocol . port → address . protocol . port, as above.
+    NodePortAffinityKeys,
     /// address . protocol . port . index → back end.
     Endpoints,
     /// protocol . port . index → back end.
@@ -48,13 +52,17 @@ pub(super) enum Set {
     Guarded,
     /// address . protocol . port . network.
     AllowedSources,
+    /// address.
+    OuterAddresses,
 }
 
 impl Set {
     /// Every set, in the order in which they are read back: affinities before what they belong to.
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 18] = [
         Self::Affinities,
         Self::NodePortAffinities,
+        Self::AffinityKeys,
+        Self::NodePortAffinityKeys,
         Self::Services,
         Self::NodePorts,
         Self::Endpoints,
@@ -68,6 +76,7 @@ impl Set {
         Self::PodNetworks,
         Self::Guarded,
         Self::AllowedSources,
+        Self::OuterAddresses,
     ];
 
     /// Its name in the table.
@@ -77,6 +86,8 @@ impl Set {
             Self::NodePortAffinities => "node-port-affinities",
             Self::Services => "services",
             Self::NodePorts => "node-ports",
+            Self::AffinityKeys => "affinity-keys",
+            Self::NodePortAffinityKeys => "node-port-affinity-keys",
             Self::Endpoints => "endpoints",
             Self::NodePortEndpoints => "node-port-endpoints",
             Self::NoEndpoints => "no-endpoints",
@@ -88,6 +99,7 @@ impl Set {
             Self::PodNetworks => "pod-networks",
             Self::Guarded => "guarded",
             Self::AllowedSources => "allowed-sources",
+            Self::OuterAddresses => "outer-addresses",
         }
     }
 
@@ -138,6 +150,8 @@ pub(super) enum Data {
     Drop,
     /// Translate the destination to this.
     Backend(Backend),
+    /// The front end under whose key clients are remembered.
+    Key(Frontend),
 }
 
 /// One element of a named map or set.
@@ -169,6 +183,11 @@ impl fmt::Display for Element {
             Data::Goto(chain) => write!(f, " : goto {chain}"),
             Data::Drop => f.write_str(" : drop"),
             Data::Backend(Backend { ip, port }) => write!(f, " : {ip} . {port}"),
+            Data::Key(frontend) => {
+                let fields = shared_key(frontend).into_iter();
+                let fields: Vec<String> = fields.map(|field| field.to_string()).collect();
+                write!(f, " : {}", fields.join(" . "))
+            }
         }
     }
 }
@@ -189,8 +208,10 @@ pub(super) fn elements(delta: &Delta) -> Elements {
         let verdicts = [change.from, change.to];
         let mains = verdicts.map(|v| Some(verdict_element(change.key, v?)));
         let affinities = verdicts.map(|v| affinity_element(change.key, v?));
+        let keys = verdicts.map(|v| affinity_key_element(change.key, v?));
         elements.change(mains);
         elements.change(affinities);
+        elements.change(keys);
     }
     for change in &delta.backends {
         let backends = [change.from, change.to];
@@ -208,7 +229,8 @@ pub(super) fn chains(delta: &Delta, detector: &Detector) -> BTreeSet<Chain> {
     let verdicts = delta.rules.iter();
     let verdicts = verdicts.filter_map(|change| Some((change.key, change.to?)));
     let wanted = verdicts.flat_map(|(frontend, verdict)| {
-        let affinity = verdict.affinity().map(Chain::Remember);
+        let affinity = verdict.affinity();
+        let affinity = affinity.map(|affinity| Chain::remembering(frontend, affinity));
         Chain::of(frontend, verdict).into_iter().chain(affinity)
     });
     let wanted: BTreeSet<Chain> = wanted.filter(|chain| *chain != Chain::Reject).collect();
@@ -238,9 +260,11 @@ pub(super) fn held_element(set: Set, subject: Subject, held: &Held) -> Option<El
     match subject {
         Subject::Frontend(frontend) => {
             let verdict = held.entries.get(&frontend)?.verdict?;
-            let affinity = affinity_element(frontend, verdict);
+            let affinity = [affinity_element, affinity_key_element];
+            let affinity = affinity.map(|element| element(frontend, verdict));
             let mut elements = affinity
                 .into_iter()
+                .flatten()
                 .chain([verdict_element(frontend, verdict)]);
             elements.find(|element| element.set == set)
         }
@@ -274,7 +298,17 @@ fn affinity_element(frontend: Frontend, verdict: Verdict) -> Option<Element> {
     Some(Element {
         set: either(frontend, Set::Affinities, Set::NodePortAffinities),
         key: frontend_key(frontend, 0),
-        data: Data::Goto(Chain::Remember(verdict.affinity()?)),
+        data: Data::Goto(Chain::remembering(frontend, verdict.affinity()?)),
+    })
+}
+
+/// `None` if the front end has its own key.
+fn affinity_key_element(frontend: Frontend, verdict: Verdict) -> Option<Element> {
+    let key = verdict.affinity()?.key;
+    (key != frontend).then(|| Element {
+        set: either(frontend, Set::AffinityKeys, Set::NodePortAffinityKeys),
+        key: frontend_key(frontend, 0),
+        data: Data::Key(key),
     })
 }
 
@@ -301,9 +335,17 @@ fn member_element(member: Member) -> Element {
             key.push(Field::Net(network));
             (Set::AllowedSources, key)
         }
+        Member::OuterAddress(ip) => (Set::OuterAddresses, vec![Field::Ip(ip)]),
     };
     let data = Data::None;
     Element { set, key, data }
+}
+
+/// What a map has of the front end under whose key clients are remembered. Its first field is of no use: see `bytecode`.
+pub(super) fn shared_key(frontend: Frontend) -> Vec<Field> {
+    let mut fields = vec![Field::Protocol(frontend.protocol())];
+    fields.extend(frontend_key(frontend, 0));
+    fields
 }
 
 /// The set for front ends at addresses, or the one for NodePorts.
@@ -315,7 +357,7 @@ fn either(frontend: Frontend, at_addresses: Set, at_nodes: Set) -> Set {
 }
 
 /// The fields of a front end, with room for `more` that follow.
-fn frontend_key(frontend: Frontend, more: usize) -> Vec<Field> {
+pub(super) fn frontend_key(frontend: Frontend, more: usize) -> Vec<Field> {
     let mut key = Vec::with_capacity(3 + more);
     match frontend {
         Frontend::Address { ip, protocol, port } => {

@@ -14,8 +14,9 @@ use netlink_packet_netfilter::nftables::{
     VerdictAttribute,
 };
 
-use super::elements::{Data, Element, Field, Set};
+use super::elements::{Data, Element, Field, Set, frontend_key, shared_key};
 use super::expressions::NF_DROP;
+use super::forget::Kept;
 use super::skeleton::{AFFINITY, TABLE};
 use crate::plan::Backend;
 
@@ -25,6 +26,9 @@ const NFTA_DATA_VALUE: u16 = 1;
 /// How many elements go into one message. The attribute that holds them is limited to 65,535 bytes, and the
 /// largest element (an allowed IPv6 source) takes 112.
 const ELEMENTS_PER_MESSAGE: usize = 500;
+
+/// How many clients go into one message: one of IPv6 takes 112 bytes.
+const KEPT_PER_MESSAGE: usize = 500;
 
 /// Messages that remove elements.
 pub(super) fn removals(elements: &[Element]) -> impl Iterator<Item = NfTablesMessage> {
@@ -97,6 +101,32 @@ pub(super) fn removal(set: Set, key: &[u8]) -> NfTablesMessage {
     NfTablesMessage::DeleteSetElement(with_keys(set.name(), [key]))
 }
 
+/// Messages that have clients remembered.
+pub(super) fn remember(kept: &[Kept]) -> impl Iterator<Item = NfTablesMessage> {
+    kept.chunks(KEPT_PER_MESSAGE).map(|chunk| {
+        let elements = chunk.iter().map(|kept| {
+            let key = [vec![Field::Ip(kept.client)], frontend_key(kept.key, 0)].concat();
+            let Backend { ip, port } = kept.backend;
+            let data = key_bytes(&[Field::Ip(ip), Field::Port(port)]);
+            let timeout = 1000 * u64::from(kept.timeout.seconds());
+            let left = u64::try_from(kept.left.as_millis()).unwrap_or(timeout);
+            ListAttribute::Element(vec![
+                SetElementAttribute::Key(DataAttribute::Value(key_bytes(&key))),
+                SetElementAttribute::Data(DataAttribute::Value(data)),
+                SetElementAttribute::Timeout(timeout),
+                SetElementAttribute::Expiration(left),
+            ])
+        });
+        NfTablesMessage::NewSetElement(SetElementMessage {
+            attributes: vec![
+                SetElementList::Table(TABLE.to_owned()),
+                SetElementList::Set(AFFINITY.to_owned()),
+                SetElementList::Elements(elements.collect()),
+            ],
+        })
+    })
+}
+
 /// Messages that forget choices, by the bytes of their keys.
 pub(super) fn forget(keys: &[Vec<u8>]) -> impl Iterator<Item = NfTablesMessage> {
     let chunks = keys.chunks(ELEMENTS_PER_MESSAGE);
@@ -140,6 +170,10 @@ fn list_items(element: &Element) -> Vec<ListAttribute<SetElementAttribute>> {
         Data::None => {}
         Data::Backend(Backend { ip, port }) => {
             let bytes = key_bytes(&[Field::Ip(ip), Field::Port(port)]);
+            attributes.push(SetElementAttribute::Data(DataAttribute::Value(bytes)));
+        }
+        Data::Key(frontend) => {
+            let bytes = key_bytes(&shared_key(frontend));
             attributes.push(SetElementAttribute::Data(DataAttribute::Value(bytes)));
         }
         Data::Drop => {

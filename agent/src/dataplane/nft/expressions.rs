@@ -10,7 +10,7 @@ use netlink_packet_netfilter::nftables::{
 };
 
 use super::rule::Value;
-use crate::model::{AffinityTimeout, Family};
+use crate::model::Family;
 
 // Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
 const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
@@ -96,6 +96,11 @@ impl Registers {
         register(self.used)
     }
 
+    /// The family whose addresses they hold.
+    pub(super) const fn family(&self) -> Family {
+        self.family
+    }
+
     /// The next free registers, which are then used.
     fn take(&mut self, count: u32) -> Register {
         let first = self.next();
@@ -105,7 +110,7 @@ impl Registers {
 }
 
 /// The register of 32 bits with this number, from 0 up.
-fn register(number: u32) -> Register {
+pub(super) fn register(number: u32) -> Register {
     Register::from(u32::from(Register::Reg32_00) + number)
 }
 
@@ -124,6 +129,9 @@ pub(super) fn load(value: Value, registers: &mut Registers) -> Expressions {
         (Value::CalledAddress, Family::V4) => called(NFT_CT_DST_IP, into),
         (Value::CalledAddress, Family::V6) => called(NFT_CT_DST_IP6, into),
         (Value::CalledPort, _) => called(NFT_CT_PROTO_DST, into),
+        (Value::IncomingDevice, _) => meta(MetaKey::Iif, into),
+        (Value::OutgoingDevice, _) => meta(MetaKey::Oif, into),
+        (Value::SharedKey(_), _) => unreachable!("it takes more than one expression"),
         (Value::Index { first, count }, _) => numgen(first, count, into),
     }
 }
@@ -141,18 +149,19 @@ fn numgen(first: u32, count: u32, into: Register) -> Expressions {
 
 /// Looks up the key in a map; what is found takes its place in the registers.
 pub(super) fn lookup(map: &str) -> Expressions {
-    lookup_into(map, register(0))
+    lookup_between(map, register(0), register(0))
 }
 
 /// Looks up the key in a map, and does what that says.
 pub(super) fn verdict_of_map(map: &str) -> Expressions {
-    lookup_into(map, Register::Verdict)
+    lookup_between(map, register(0), Register::Verdict)
 }
 
-fn lookup_into(map: &str, into: Register) -> Expressions {
+/// Looks up the key from one register on in a map, and puts what is found into another one.
+pub(super) fn lookup_between(map: &str, key: Register, into: Register) -> Expressions {
     Expressions::Lookup(vec![
         Lookup::Set(map.to_owned()),
-        Lookup::SourceRegister(register(0)),
+        Lookup::SourceRegister(key),
         Lookup::DestinationRegister(into),
     ])
 }
@@ -347,22 +356,19 @@ pub(super) fn masquerade(ports: Option<(u16, u16)>) -> Vec<Expressions> {
     ]
 }
 
-/// Adds the key in the first registers to a map, with the data from a register up; it goes after a time, which begins
-/// anew if it is there already.
-pub(super) fn update(map: &str, data: Register, timeout: AffinityTimeout) -> Expressions {
-    let milliseconds = u64::from(timeout.seconds()) * 1000;
-    let mut name = map.as_bytes().to_vec();
-    name.push(0);
-    other(
-        "dynset",
-        vec![
-            number(NFTA_DYNSET_SREG_KEY, register(0).into()),
-            number(NFTA_DYNSET_SREG_DATA, data.into()),
-            number(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE),
-            DefaultNla::new(NFTA_DYNSET_SET_NAME, name),
-            DefaultNla::new(NFTA_DYNSET_TIMEOUT, milliseconds.to_be_bytes().to_vec()),
-        ],
-    )
+/// Adds the key in the first registers to a map, with the data from a register up, or to a set; it goes after a time, which
+/// begins anew if it is there already.
+pub(super) fn update(map: &str, data: Option<Register>, seconds: u32) -> Expressions {
+    let milliseconds = u64::from(seconds) * 1000;
+    let name = [map.as_bytes(), &[0]].concat();
+    let mut attributes = vec![number(NFTA_DYNSET_SREG_KEY, register(0).into())];
+    attributes.extend(data.map(|data| number(NFTA_DYNSET_SREG_DATA, data.into())));
+    attributes.extend([
+        number(NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE),
+        DefaultNla::new(NFTA_DYNSET_SET_NAME, name),
+        DefaultNla::new(NFTA_DYNSET_TIMEOUT, milliseconds.to_be_bytes().to_vec()),
+    ]);
+    other("dynset", attributes)
 }
 
 fn payload(base: u32, offset: u32, length: u32, into: Register) -> Expressions {

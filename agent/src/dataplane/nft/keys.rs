@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::elements::Set;
 use crate::diff::Slot;
 use crate::model::{Family, Frontend, Port, Protocol};
-use crate::plan::Member;
+use crate::plan::{Backend, Member};
 
 /// What an element is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,12 +24,13 @@ pub(super) enum Subject {
 pub(super) fn subject(set: Set, key: &[u8], family: Family) -> Option<Subject> {
     let mut key = Reader::new(key, family);
     let subject = match set {
-        Set::Services | Set::NoEndpoints | Set::Affinities => {
+        Set::Services | Set::NoEndpoints | Set::Affinities | Set::AffinityKeys => {
             Subject::Frontend(key.frontend(true)?)
         }
-        Set::NodePorts | Set::NoEndpointNodePorts | Set::NodePortAffinities => {
-            Subject::Frontend(key.frontend(false)?)
-        }
+        Set::NodePorts
+        | Set::NoEndpointNodePorts
+        | Set::NodePortAffinities
+        | Set::NodePortAffinityKeys => Subject::Frontend(key.frontend(false)?),
         Set::Endpoints | Set::NodePortEndpoints => {
             let frontend = key.frontend(set == Set::Endpoints)?;
             let index = key.index()?;
@@ -42,6 +43,7 @@ pub(super) fn subject(set: Set, key: &[u8], family: Family) -> Option<Subject> {
         Set::NodePortAddresses => Subject::Member(Member::NodePortAddress(key.ip()?)),
         Set::ClusterIps => Subject::Member(Member::ClusterIp(key.ip()?)),
         Set::Guarded => Subject::Member(Member::Guarded(key.frontend(true)?)),
+        Set::OuterAddresses => Subject::Member(Member::OuterAddress(key.ip()?)),
         Set::ServiceNetworks | Set::PodNetworks | Set::AllowedSources => return None,
     };
     Some(subject)
@@ -90,6 +92,14 @@ impl<'a> Reader<'a> {
     /// The index of a back end.
     pub(super) fn index(&mut self) -> Option<u16> {
         u16::try_from(u32::from_ne_bytes(self.take::<4>()?)).ok()
+    }
+
+    /// A back end.
+    pub(super) fn backend(&mut self) -> Option<Backend> {
+        Some(Backend {
+            ip: self.ip()?,
+            port: self.port()?,
+        })
     }
 
     /// A front end at an address, or a NodePort.

@@ -33,6 +33,7 @@ mod watcher;
 use std::collections::BTreeSet;
 use std::sync::mpsc::Receiver;
 
+use netlink_packet_core::NLM_F_CREATE;
 pub use skeleton::{Duty, Skeleton, SkeletonConfig};
 
 use crate::diff::{Delta, Held, between, diff};
@@ -41,6 +42,7 @@ use crate::model::{Family, PerFamily, Scope};
 use crate::plan::Tables;
 
 use super::{Dataplane, DataplaneError, Restored};
+use batch::Flagged;
 use elements::{Elements, elements};
 use forget::Forgotten;
 use forgetter::Forgetter;
@@ -137,7 +139,7 @@ impl Nft {
     /// # Errors
     /// The kernel's refusal.
     pub(super) fn make_anew(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
-        self.replace_by(family, &between(&Held::default(), held))
+        self.replace_by(family, held)
     }
 }
 
@@ -213,21 +215,40 @@ impl Nft {
     /// Replaces our table, or makes it, with everything that is desired.
     fn replace(&mut self, family: Family, desired: &Tables) -> Result<Held, DataplaneError> {
         let mut held = Held::default();
-        let delta = diff(&held, desired, &Scope::All);
-        self.replace_by(family, &delta)?;
-        held.apply(&delta);
+        held.apply(&diff(&held, desired, &Scope::All));
+        self.replace_by(family, &held)?;
         Ok(held)
     }
 
-    /// Replaces our table, or makes it, with what a delta adds, in one transaction.
-    fn replace_by(&mut self, family: Family, delta: &Delta) -> Result<(), DataplaneError> {
+    /// Replaces our table, or makes it, with what it is to hold, in one transaction. Clients of front ends that are there before and
+    /// after keep their endpoints.
+    fn replace_by(&mut self, family: Family, held: &Held) -> Result<(), DataplaneError> {
+        let delta = between(&Held::default(), held);
+        let kept = self.kept(family, held);
         let skeleton = self.skeletons.get(family);
-        let table = skeleton.messages(&elements::chains(delta, skeleton.detector()));
-        let elements = elements(delta);
+        let mut table = skeleton.messages(&elements::chains(&delta, skeleton.detector()));
+        table.extend(kept);
+        let elements = elements(&delta);
         *self.programs.get_mut(family) = None;
         self.unheard(|nft| nft.connection.replace(family, table, &elements))?;
         *self.programs.get_mut(family) = Some(self.made_program(family)?);
         Ok(())
+    }
+
+    /// Messages that have the clients remembered that the table which is there remembers, if there is one.
+    fn kept(&mut self, family: Family, held: &Held) -> Vec<Flagged> {
+        let mut verdicts = held.entries.values().filter_map(|entry| entry.verdict);
+        if !verdicts.any(|verdict| verdict.affinity().is_some()) {
+            return Vec::new();
+        }
+        let choices = self.connection.choices_if_any(family);
+        let choices = choices.unwrap_or_else(|error| {
+            tracing::warn!("{family}: clients lose their endpoints: {error}");
+            Vec::new()
+        });
+        let kept = forget::kept(&choices, held);
+        let messages = encode::remember(&kept);
+        messages.map(|message| (message, NLM_F_CREATE)).collect()
     }
 
     /// What our table holds, if it is as we made it.

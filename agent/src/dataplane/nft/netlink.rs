@@ -178,6 +178,16 @@ impl Connection {
         Ok(choices.collect())
     }
 
+    /// The same, where there may be no table, or one of an earlier version.
+    pub(super) fn choices_if_any(&mut self, family: Family) -> Result<Vec<Choice>, DataplaneError> {
+        match self.choices(family) {
+            Err(DataplaneError::Refused { source, .. }) if is(&source, Errno::ENOENT) => {
+                Ok(Vec::new())
+            }
+            result => result,
+        }
+    }
+
     /// Forgets choices, by the bytes of their keys. Tells whether all of them were still there; if not, none
     /// was forgotten.
     pub(super) fn forget(

@@ -17,7 +17,7 @@ pub fn program(skeleton: &Skeleton, delta: &Delta) -> String {
     chains.retain(|chain| !chain.is_beyond_nft(skeleton.family()));
     // "add" first, so that "delete" finds a table in any case.
     let mut text = format!("add table {ip} {TABLE}\ndelete table {ip} {TABLE}\n");
-    text += &skeleton.text();
+    text += &skeleton.text(&chains);
     if !chains.is_empty() {
         text += "\n# One chain for each policy and number of endpoints that some Service has.\n";
         text += &skeleton.chains_text(&chains);

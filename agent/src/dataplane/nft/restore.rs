@@ -76,7 +76,9 @@ impl Nft {
             Program::Mended
         } else {
             let old = found.map(|_| (NfTablesMessage::DeleteTable(encode::our_table()), 0));
-            let messages: Vec<Flagged> = old.into_iter().chain(known.messages()).collect();
+            let kept = self.kept(family, held);
+            let table = old.into_iter().chain(known.messages());
+            let messages: Vec<Flagged> = table.chain(kept).collect();
             let all = elements(&between(&Held::default(), held));
             self.unheard(|nft| nft.connection.commit(family, messages, &all))?;
             Program::Remade(all.len())

@@ -6,8 +6,9 @@
 
 use std::fmt;
 
-use super::shapes::Chain;
-use crate::model::{AffinityTimeout, Family, Protocol};
+use super::elements::Set;
+use super::shapes::{At, Chain};
+use crate::model::{Family, Protocol};
 use crate::plan::Detector;
 
 /// Stands before what text for `nft` has as a comment, since nft cannot load it.
@@ -33,6 +34,13 @@ pub(super) enum Value {
     CalledAddress,
     /// `ct original proto-dst`. It has a type only beside a protocol.
     CalledPort,
+    /// `meta iif`
+    IncomingDevice,
+    /// `meta oif`
+    OutgoingDevice,
+    /// What a map has for a front end that is called: the address, protocol and port by which choices for its clients are remembered.
+    /// Nothing goes on if that has none. It stands behind [`Value::Source`], and only there.
+    SharedKey(Called),
     /// `numgen random mod COUNT offset FIRST`
     Index {
         /// The first index.
@@ -40,6 +48,15 @@ pub(super) enum Value {
         /// How many there are.
         count: u32,
     },
+}
+
+/// The front end that a packet is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Called {
+    /// By its destination.
+    Now(At),
+    /// By the destination that the first packet of its connection had.
+    Originally(At),
 }
 
 /// Values side by side, as a map or a set has them: a concatenation.
@@ -123,16 +140,16 @@ pub(super) enum Statement {
     },
     /// Translate the source to an address of this machine, to a port between two or to any.
     Masquerade(Option<(u16, u16)>),
-    /// Add a key to a map; it goes after a time, which begins anew if it is there already.
+    /// Add a key to a map or a set; it goes after a time, which begins anew if it is there already.
     Update {
         /// The map's name.
         map: &'static str,
         /// The key.
         key: Key,
-        /// What the map then has for it.
+        /// What the map then has for it; of a set nothing.
         data: Key,
-        /// After how long it goes.
-        timeout: AffinityTimeout,
+        /// After how many seconds it goes.
+        seconds: u32,
     },
 }
 
@@ -152,6 +169,8 @@ impl Value {
     /// How many registers of 32 bits it takes.
     pub(super) const fn registers(self, family: Family) -> u32 {
         match (self, family) {
+            (Self::SharedKey(_), Family::V4) => 3,
+            (Self::SharedKey(_), Family::V6) => 6,
             (Self::Source | Self::Destination | Self::CalledAddress, Family::V6) => 4,
             _ => 1,
         }
@@ -167,9 +186,31 @@ impl Value {
             Self::PortOf(protocol) => format!("{protocol} dport"),
             Self::CalledAddress => format!("ct original {ip} daddr"),
             Self::CalledPort => "ct original proto-dst".to_owned(),
+            Self::IncomingDevice => "meta iif".to_owned(),
+            Self::OutgoingDevice => "meta oif".to_owned(),
+            Self::SharedKey(called) => {
+                let (key, skipped, map) = called.looked_up(family);
+                let key = if skipped == 0 { &key[..] } else { &key[1..] };
+                format!("({} map @{map})", key_text(key, family))
+            }
             Self::Index { first: 0, count } => format!("numgen random mod {count}"),
             Self::Index { first, count } => format!("numgen random mod {count} offset {first}"),
         }
+    }
+}
+
+impl Called {
+    /// The front end with its address, how many registers of that are no part of its key, and the map that has the key that it shares.
+    pub(super) fn looked_up(self, family: Family) -> (Key, u32, &'static str) {
+        let (at, address, port) = match self {
+            Self::Now(at) => (at, Value::Destination, Value::Port),
+            Self::Originally(at) => (at, Value::CalledAddress, Value::CalledPort),
+        };
+        let (skipped, map) = match at {
+            At::Address => (0, Set::AffinityKeys),
+            At::NodePort => (address.registers(family), Set::NodePortAffinityKeys),
+        };
+        (vec![address, Value::Protocol, port], skipped, map.name())
     }
 }
 
@@ -200,7 +241,7 @@ impl Statement {
             Detector::None => unreachable!("rules ask for pods only where a detector knows them"),
             Detector::Source => Self::Member {
                 key: vec![Value::Source],
-                set: super::elements::Set::PodNetworks.name(),
+                set: Set::PodNetworks.name(),
                 wanted,
             },
             Detector::Interface { name, prefix } => Self::Interface {
@@ -213,10 +254,13 @@ impl Statement {
 
     /// Whether nft up to 1.0.6 cannot load it.
     pub(super) fn is_beyond_nft(&self, family: Family) -> bool {
+        let is_shared = |value: &Value| matches!(value, Value::SharedKey(_));
         match self {
-            Self::Update { key, data, .. } => [key, data]
-                .iter()
-                .any(|values| key_registers(values, family) * 4 > MOST_ADDED_BYTES),
+            Self::Update { key, data, .. } => {
+                let is_long = |key: &Key| key_registers(key, family) * 4 > MOST_ADDED_BYTES;
+                key.iter().any(is_shared) || is_long(key) || is_long(data)
+            }
+            Self::Translate { key, .. } => key.iter().any(is_shared),
             _ => false,
         }
     }
@@ -263,10 +307,14 @@ impl Statement {
                 map,
                 key,
                 data,
-                timeout,
+                seconds,
             } => {
-                let (key, data, seconds) = (key_text(key), key_text(data), timeout.seconds());
-                format!("update @{map} {{ {key} timeout {seconds}s : {data} }}")
+                let key = key_text(key);
+                let data = match data.as_slice() {
+                    [] => String::new(),
+                    _ => format!(" : {}", key_text(data)),
+                };
+                format!("update @{map} {{ {key} timeout {seconds}s{data} }}")
             }
         }
     }
@@ -312,7 +360,7 @@ mod tests {
                 map: "m",
                 key: vec![Value::Source, Value::Protocol],
                 data: vec![Value::Destination, Value::PortOf(Protocol::Tcp)],
-                timeout: AffinityTimeout::DEFAULT,
+                seconds: 10_800,
             },
         ]);
         assert_eq!(

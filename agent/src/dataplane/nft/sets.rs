@@ -11,7 +11,7 @@ use netlink_packet_netfilter::nftables::{
 use super::batch::Flagged;
 use super::elements::Set;
 use super::rule::{Key, Value, key_registers, key_text};
-use super::skeleton::{AFFINITY, AFFINITY_SIZE, TABLE};
+use super::skeleton::{AFFINITY, AFFINITY_SIZE, SAME_DEVICE, SAME_DEVICE_SIZE, TABLE};
 use crate::model::Family;
 
 // Defined in Linux: include/uapi/linux/netfilter/nf_tables.h
@@ -20,6 +20,9 @@ const NFTA_SET_EXPR: u16 = 17;
 const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_SET_FIELD_LEN: u16 = 1;
+
+/// Of a value that only rules have.
+const NO_PART: &str = "no set has it";
 
 /// How many bits of a type's number tell one of a concatenation (nftables `include/datatype.h`).
 const TYPE_BITS: u32 = 6;
@@ -72,6 +75,17 @@ pub(super) fn all() -> Vec<Definition> {
     let affinities = |set, key: &Key| define(set, key, Data::Verdict, Options::None);
     let set = |set, key: &[Value]| define(set, key, Data::None, Options::None);
     let networks = |set, key: &[Value]| define(set, key, Data::None, Options::Interval);
+    let keys = |set, key: &Key| {
+        let shared = [&[Value::Protocol], service.as_slice()].concat();
+        define(set, key, Data::Values(shared), Options::None)
+    };
+    let same_device = Definition {
+        comment: "",
+        name: SAME_DEVICE,
+        key: vec![Value::IncomingDevice, Value::OutgoingDevice],
+        data: Data::None,
+        options: Options::Added(SAME_DEVICE_SIZE),
+    };
     let affinity = Definition {
         comment: "",
         name: AFFINITY,
@@ -100,6 +114,10 @@ pub(super) fn all() -> Vec<Definition> {
         ),
         affinities(Set::NodePortAffinities, &node_port),
         affinity,
+        keys(Set::AffinityKeys, &service).for_readers(
+            "All front ends of a Service port remember clients under the address that these say, which is its ClusterIP.",
+        ),
+        keys(Set::NodePortAffinityKeys, &node_port),
         set(Set::Guarded, &service)
             .for_readers("Load-balancer addresses that only some sources may call."),
         networks(Set::AllowedSources, &with(&service, Value::Source)).for_readers(
@@ -109,6 +127,10 @@ pub(super) fn all() -> Vec<Definition> {
             "The addresses of Services, and the networks that they are allocated from.",
         ),
         networks(Set::ServiceNetworks, &[Value::Destination]),
+        set(Set::OuterAddresses, &[Value::Destination]).for_readers(
+            "Load-balancer and external addresses: what no Service has there is not sent back the way that it came.",
+        ),
+        same_device,
         set(Set::NodePortAddresses, &[Value::Destination])
             .for_readers("This node's addresses that have NodePorts."),
         set(Set::Hairpin, &[Value::Source, Value::Destination]).for_readers(
@@ -262,7 +284,8 @@ fn value_length(value: Value, family: Family) -> u32 {
         Value::Source | Value::Destination | Value::CalledAddress => value.registers(family) * 4,
         Value::Protocol => 1,
         Value::Port | Value::PortOf(_) | Value::CalledPort => 2,
-        Value::Index { .. } => 4,
+        Value::Index { .. } | Value::IncomingDevice | Value::OutgoingDevice => 4,
+        Value::SharedKey(_) => unreachable!("{NO_PART}"),
     }
 }
 
@@ -282,6 +305,8 @@ fn type_number(key: &[Value], family: Family) -> u32 {
         (Value::Protocol, _) => 12,
         (Value::Port | Value::PortOf(_) | Value::CalledPort, _) => 13,
         (Value::Index { .. }, _) => 4,
+        (Value::IncomingDevice | Value::OutgoingDevice, _) => 20,
+        (Value::SharedKey(_), _) => unreachable!("{NO_PART}"),
     };
     key.iter()
         .fold(0, |numbers, value| numbers << TYPE_BITS | number(value))
@@ -316,7 +341,9 @@ fn typeof_value(value: Value, family: Family) -> Vec<u8> {
         Family::V4 => (12, 11, 12),
         Family::V6 => (13, 8, 9),
     };
-    /// `NFT_META_L4PROTO`, and `NFT_NG_RANDOM`.
+    /// `NFT_META_IIF`, `NFT_META_OIF` and `NFT_META_L4PROTO`, and `NFT_NG_RANDOM`.
+    const IIF: u32 = 4;
+    const OIF: u32 = 5;
     const L4PROTO: u32 = 16;
     const RANDOM: u32 = 1;
     let payload =
@@ -328,6 +355,9 @@ fn typeof_value(value: Value, family: Family) -> Vec<u8> {
             payload(TRANSPORT, TRANSPORT_DESTINATION)
         }
         Value::Protocol => expression(Expression::Meta, &[number(0, L4PROTO)]),
+        Value::IncomingDevice => expression(Expression::Meta, &[number(0, IIF)]),
+        Value::OutgoingDevice => expression(Expression::Meta, &[number(0, OIF)]),
+        Value::SharedKey(_) => unreachable!("{NO_PART}"),
         Value::Index { first, count } => expression(
             Expression::Index,
             &[number(0, RANDOM), number(1, count), number(2, first)],

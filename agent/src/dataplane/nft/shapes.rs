@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::elements::Set;
-use super::rule::{Rule, Statement, Target, Value};
+use super::rule::{Called, Rule, Statement, Target, Value};
 use super::skeleton::{AFFINITY, MARK_CHAIN, REJECT_CHAIN};
 use crate::diff::{Slot, Verdict};
 use crate::model::{AffinityTimeout, Family, Frontend, Protocol};
-use crate::plan::{Detector, Policy};
+use crate::plan::{Affinity, Detector, Policy};
 
 /// A chain that an element sends a connection to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,11 +23,16 @@ pub(super) enum Chain {
         kind: Kind,
         /// How many back ends there are.
         count: u16,
-        /// Whether a client's earlier choice is looked up first.
-        sticky: bool,
+        /// How a client's earlier choice is looked up first, if it is.
+        recall: Option<Recall>,
     },
-    /// Remembers the choice that was made for a client, for so long.
-    Remember(AffinityTimeout),
+    /// Remembers the choice that was made for a client.
+    Remember {
+        /// Under whose key.
+        key: KeyOf,
+        /// For how long.
+        timeout: AffinityTimeout,
+    },
     /// Refuses the connection.
     Reject,
 }
@@ -39,6 +44,26 @@ pub(super) enum At {
     Address,
     /// protocol . port, at the node's addresses.
     NodePort,
+}
+
+/// How a client's earlier choice is looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Recall {
+    /// By what it calls, whose key all front ends of the Service port share.
+    Own,
+    /// By the key that a map has for what it calls, see [`Affinity::key`].
+    Shared,
+    /// By what it calls, and for that alone: other front ends have other endpoints, see [`Affinity::is_mixed`].
+    ByAddress,
+}
+
+/// Under which key a client's choice is remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum KeyOf {
+    /// That of the front end that was called.
+    Called,
+    /// That of another front end, which a map has for this one.
+    Shared(At),
 }
 
 /// Who gets which back ends, and whose source is masqueraded.
@@ -57,13 +82,30 @@ pub(super) enum Kind {
     },
 }
 
+impl At {
+    /// That of a front end.
+    const fn of(frontend: Frontend) -> Self {
+        match frontend {
+            Frontend::Address { .. } => Self::Address,
+            Frontend::NodePort { .. } => Self::NodePort,
+        }
+    }
+}
+
 impl Chain {
+    /// The chain that remembers the clients of a front end.
+    pub(super) fn remembering(frontend: Frontend, affinity: Affinity) -> Self {
+        let key = match Recall::of(frontend, affinity) {
+            Recall::Shared => KeyOf::Shared(At::of(frontend)),
+            Recall::Own | Recall::ByAddress => KeyOf::Called,
+        };
+        let timeout = affinity.timeout;
+        Self::Remember { key, timeout }
+    }
+
     /// The chain that carries out a verdict for a front end; `None` if no chain is needed for it.
     pub(super) fn of(frontend: Frontend, verdict: Verdict) -> Option<Self> {
-        let at = match frontend {
-            Frontend::Address { .. } => At::Address,
-            Frontend::NodePort { .. } => At::NodePort,
-        };
+        let at = At::of(frontend);
         match verdict {
             Verdict::Drop => None,
             Verdict::Reject => Some(Self::Reject),
@@ -80,7 +122,7 @@ impl Chain {
                     Policy::ExternalLocal => Kind::ExternalLocal { local },
                 },
                 count,
-                sticky: affinity.is_some(),
+                recall: affinity.map(|affinity| Recall::of(frontend, affinity)),
             }),
         }
     }
@@ -98,6 +140,17 @@ impl Chain {
         }
     }
 
+    /// Whether clients of front ends whose elements go here are remembered for these alone.
+    pub(super) fn is_by_address(self) -> bool {
+        matches!(
+            self,
+            Self::Balance {
+                recall: Some(Recall::ByAddress),
+                ..
+            }
+        )
+    }
+
     /// One chain of every shape, for the version of the program.
     pub(super) fn samples(at: At) -> impl Iterator<Item = Self> {
         let kinds = [
@@ -107,12 +160,17 @@ impl Chain {
             Kind::ExternalLocal { local: 0 },
             Kind::ExternalLocal { local: 1 },
         ];
-        kinds.into_iter().map(move |kind| Self::Balance {
-            at,
-            kind,
-            count: 1,
-            sticky: true,
-        })
+        let timeout = AffinityTimeout::DEFAULT;
+        let remember = KeyOf::ALL.map(|key| Self::Remember { key, timeout });
+        let balance = kinds.into_iter().flat_map(move |kind| {
+            Recall::ALL.map(|recall| Self::Balance {
+                at,
+                kind,
+                count: 1,
+                recall: Some(recall),
+            })
+        });
+        balance.chain(remember)
     }
 
     /// The rules of the chain.
@@ -122,11 +180,18 @@ impl Chain {
                 at,
                 kind,
                 count,
-                sticky,
-            } => balancing(at, kind, count, sticky, detector),
-            Self::Remember(timeout) => Protocol::ALL
+                recall,
+            } => balancing((at, kind, count, recall), detector),
+            Self::Remember {
+                key: KeyOf::Called,
+                timeout,
+            } => Protocol::ALL
                 .map(|protocol| remembering(protocol, timeout))
                 .into(),
+            Self::Remember {
+                key: KeyOf::Shared(at),
+                timeout,
+            } => vec![remembering_under_shared(at, timeout)],
             // It is part of the skeleton.
             Self::Reject => Vec::new(),
         }
@@ -140,8 +205,12 @@ impl Chain {
         needed.chain([self]).collect()
     }
 
-    /// Whether nft up to 1.0.6 cannot load it, nor an element that leads there.
+    /// Whether nft up to 1.0.6 cannot load it, nor an element that leads there. One that balances does so without the rule that nft
+    /// cannot load too.
     pub(super) fn is_beyond_nft(self, family: Family) -> bool {
+        if matches!(self, Self::Balance { .. }) {
+            return false;
+        }
         let rules = self.rules(&Detector::None);
         rules.iter().any(|rule| rule.is_beyond_nft(family))
     }
@@ -151,10 +220,17 @@ impl Chain {
         if name == REJECT_CHAIN {
             return Some(Self::Reject);
         }
-        if let Some(seconds) = name.strip_prefix("remember-") {
-            return AffinityTimeout::new(seconds.parse().ok()?).map(Self::Remember);
+        if let Some(rest) = name.strip_prefix("remember-") {
+            let keys = KeyOf::ALL.into_iter();
+            let mut parsed = keys.filter_map(|key| Some((key, rest.strip_prefix(key.name())?)));
+            let (key, seconds) = parsed.next()?;
+            let timeout = AffinityTimeout::new(seconds.parse().ok()?)?;
+            return Some(Self::Remember { key, timeout });
         }
-        let (rest, sticky) = strip(name, str::strip_suffix, "-sticky");
+        let recalls = Recall::ALL.into_iter();
+        let mut recalls =
+            recalls.filter_map(|recall| Some((name.strip_suffix(recall.name())?, Some(recall))));
+        let (rest, recall) = recalls.next().unwrap_or((name, None));
         let (rest, is_node_port) = strip(rest, str::strip_prefix, "node-port-");
         let at = if is_node_port {
             At::NodePort
@@ -180,19 +256,62 @@ impl Chain {
             at,
             kind,
             count,
-            sticky,
+            recall,
         })
     }
 }
 
+impl Recall {
+    const ALL: [Self; 3] = [Self::Own, Self::Shared, Self::ByAddress];
+
+    fn of(frontend: Frontend, affinity: Affinity) -> Self {
+        if affinity.is_mixed {
+            Self::ByAddress
+        } else if affinity.key == frontend {
+            Self::Own
+        } else {
+            Self::Shared
+        }
+    }
+
+    /// What the names of chains end in.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Own => "-sticky",
+            Self::Shared => "-shared",
+            Self::ByAddress => "-by-address",
+        }
+    }
+}
+
+impl KeyOf {
+    /// That which is tried last begins all.
+    const ALL: [Self; 3] = [
+        Self::Shared(At::Address),
+        Self::Shared(At::NodePort),
+        Self::Called,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Called => "",
+            Self::Shared(At::Address) => "address-",
+            Self::Shared(At::NodePort) => "node-port-",
+        }
+    }
+}
+
 /// The rules of a chain that balances.
-fn balancing(at: At, kind: Kind, count: u16, sticky: bool, detector: &Detector) -> Vec<Rule> {
+fn balancing(
+    (at, kind, count, recall): (At, Kind, u16, Option<Recall>),
+    detector: &Detector,
+) -> Vec<Rule> {
     let to = |kind| {
         Statement::Goto(Target::Made(Chain::Balance {
             at,
             kind,
             count,
-            sticky,
+            recall,
         }))
     };
     let from_pod = |wanted| {
@@ -218,7 +337,7 @@ fn balancing(at: At, kind: Kind, count: u16, sticky: bool, detector: &Detector) 
         _ => (0, count),
     };
     if count > 0 {
-        rules.extend(sticky.then(recalling));
+        rules.extend(recall.map(|recall| recalling(at, recall)));
         rules.push(translating(at, first, count));
     }
     // A packet that a commit overtook finds no back end; without an answer its client sends it again.
@@ -227,14 +346,17 @@ fn balancing(at: At, kind: Kind, count: u16, sticky: bool, detector: &Detector) 
 }
 
 /// Translates to what was remembered for the client.
-fn recalling() -> Rule {
-    let key = vec![
-        Value::Source,
-        Value::Destination,
-        Value::Protocol,
-        Value::Port,
-    ];
-    Rule(vec![Statement::Translate { key, map: AFFINITY }])
+fn recalling(at: At, recall: Recall) -> Rule {
+    let called = match recall {
+        Recall::Shared => vec![Value::SharedKey(Called::Now(at))],
+        Recall::Own | Recall::ByAddress => {
+            vec![Value::Destination, Value::Protocol, Value::Port]
+        }
+    };
+    Rule(vec![Statement::Translate {
+        key: [vec![Value::Source], called].concat(),
+        map: AFFINITY,
+    }])
 }
 
 /// Translates to one of `count` back ends, the first of which has this index.
@@ -265,9 +387,19 @@ fn remembering(protocol: Protocol, timeout: AffinityTimeout) -> Rule {
             Value::CalledPort,
         ],
         data: vec![Value::Destination, Value::PortOf(protocol)],
-        timeout,
+        seconds: timeout.seconds(),
     };
     Rule(vec![Statement::Is(protocol), update])
+}
+
+/// Remembers whom a client was translated to, under the key that a map has for the front end that it called.
+fn remembering_under_shared(at: At, timeout: AffinityTimeout) -> Rule {
+    Rule(vec![Statement::Update {
+        map: AFFINITY,
+        key: vec![Value::Source, Value::SharedKey(Called::Originally(at))],
+        data: vec![Value::Destination, Value::Port],
+        seconds: timeout.seconds(),
+    }])
 }
 
 /// Takes a part off a name, and tells whether it was there.
@@ -281,15 +413,17 @@ fn strip<'a>(
 
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (at, kind, count, sticky) = match *self {
+        let (at, kind, count, recall) = match *self {
             Self::Reject => return f.write_str(REJECT_CHAIN),
-            Self::Remember(timeout) => return write!(f, "remember-{}", timeout.seconds()),
+            Self::Remember { key, timeout } => {
+                return write!(f, "remember-{}{}", key.name(), timeout.seconds());
+            }
             Self::Balance {
                 at,
                 kind,
                 count,
-                sticky,
-            } => (at, kind, count, sticky),
+                recall,
+            } => (at, kind, count, recall),
         };
         if at == At::NodePort {
             f.write_str("node-port-")?;
@@ -300,63 +434,9 @@ impl fmt::Display for Chain {
             Kind::External => write!(f, "external-{count}")?,
             Kind::ExternalLocal { local } => write!(f, "external-local-{count}-{local}")?,
         }
-        f.write_str(if sticky { "-sticky" } else { "" })
+        f.write_str(recall.map_or("", Recall::name))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_tells_its_chain() {
-        let kinds = [
-            Kind::Plain,
-            Kind::Cluster,
-            Kind::External,
-            Kind::ExternalLocal { local: 0 },
-            Kind::ExternalLocal { local: 7 },
-        ];
-        for at in [At::Address, At::NodePort] {
-            for kind in kinds {
-                for (count, sticky) in [(1, false), (32_768, true)] {
-                    let chain = Chain::Balance {
-                        at,
-                        kind,
-                        count,
-                        sticky,
-                    };
-                    assert_eq!(Chain::parse(&chain.to_string()), Some(chain));
-                }
-            }
-        }
-        let remember = Chain::Remember(AffinityTimeout::DEFAULT);
-        assert_eq!(remember.to_string(), "remember-10800");
-        assert_eq!(Chain::parse("remember-10800"), Some(remember));
-        for other in [
-            "balance",
-            "cluster-0",
-            "lb-x",
-            "remember-0",
-            "external-local-3",
-        ] {
-            assert_eq!(Chain::parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn what_a_chain_leads_to_comes_before_it() {
-        let chain = Chain::parse("external-local-3-1-sticky").unwrap();
-        let names = |detector| -> Vec<String> {
-            let chains = chain.with_needed(&detector);
-            chains.iter().map(ToString::to_string).collect()
-        };
-        let all = [
-            "lb-3-sticky",
-            "external-3-sticky",
-            "external-local-3-1-sticky",
-        ];
-        assert_eq!(names(Detector::Source), all);
-        assert_eq!(names(Detector::None), all[1..]);
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use super::rule::{Rule, nft_family};
 use super::sets::{self, item};
 use super::shapes::{At, Chain};
 use super::standing;
-use crate::model::{AffinityTimeout, Family, PerFamily};
+use crate::model::{Family, PerFamily};
 use crate::plan::Detector;
 
 /// The name of the table, in both families.
@@ -30,6 +30,13 @@ pub(super) const REJECT_CHAIN: &str = "send-reject";
 /// The map of the choices that are remembered for clients.
 pub(super) const AFFINITY: &str = "affinity";
 
+/// The set of pairs of a device with itself: nft cannot compare the device that a packet came in by with that by which it goes out, but can
+/// look both up.
+pub(super) const SAME_DEVICE: &str = "same-device";
+
+/// How many such pairs there are at a time, at most.
+pub(super) const SAME_DEVICE_SIZE: u32 = 4096;
+
 /// How many choices are remembered in a family, at most. Linux sets aside 16 bytes for each from the start.
 pub(super) const AFFINITY_SIZE: u32 = 131_072;
 
@@ -43,6 +50,9 @@ pub struct SkeletonConfig {
     pub detector: PerFamily<Detector>,
     /// The bit of the packet mark that asks for masquerade (`--iptables-masquerade-bit`), 0 to 31.
     pub masquerade_bit: u8,
+    /// Whether ports that no Service has are refused at load-balancer and external addresses that are routed to this node
+    /// (`--reject-unused-service-ports`).
+    pub rejects_unused_ports: bool,
 }
 
 /// What the rules do.
@@ -62,6 +72,7 @@ pub struct Skeleton {
     detector: Detector,
     duty: Duty,
     mark: u32,
+    rejects_unused_ports: bool,
     version: String,
 }
 
@@ -78,14 +89,14 @@ impl Skeleton {
             duty,
             detector: config.detector.get(family).clone(),
             mark: 1 << config.masquerade_bit,
+            rejects_unused_ports: config.rejects_unused_ports,
             version: String::new(),
         };
         let samples: BTreeSet<Chain> = [At::Address, At::NodePort]
             .into_iter()
             .flat_map(Chain::samples)
-            .chain([Chain::Remember(AffinityTimeout::DEFAULT)])
             .collect();
-        let mut program = skeleton.text().into_bytes();
+        let mut program = skeleton.text(&BTreeSet::new()).into_bytes();
         program.extend(skeleton.chains_text(&samples).into_bytes());
         for (message, _) in skeleton.messages(&samples) {
             let start = program.len();
@@ -116,6 +127,11 @@ impl Skeleton {
         self.mark
     }
 
+    /// Whether ports that no Service has are refused at load-balancer and external addresses.
+    pub(super) fn rejects_unused_ports(&self) -> bool {
+        self.rejects_unused_ports
+    }
+
     /// The family of the rules.
     pub(super) fn family(&self) -> Family {
         self.family
@@ -135,13 +151,15 @@ impl Skeleton {
         Definition::new(chain.to_string(), rules)
     }
 
-    /// The table with its maps and chains, without elements and without the chains that balance.
-    pub fn text(&self) -> String {
+    /// The table with its maps and chains, without elements and without the chains for shapes, which are `made` beside.
+    pub(super) fn text(&self, made: &BTreeSet<Chain>) -> String {
         let sets = sets::all();
         let sets: String = sets.iter().map(|set| set.text(self.family)).collect();
         let chains = standing::chains(self);
         let is_beyond = |rule: &Rule| rule.is_beyond_nft(self.family);
-        let is_whole = !chains.iter().flat_map(|chain| &chain.rules).any(is_beyond);
+        let made = made.iter().map(|chain| self.made(*chain));
+        let mut rules = chains.iter().cloned().chain(made).flat_map(|c| c.rules);
+        let is_whole = !rules.any(|rule| is_beyond(&rule));
         let chains: String = chains.iter().map(|chain| chain.text(self.family)).collect();
         // The agent does not adopt what lacks some of its rules.
         let version = if is_whole {

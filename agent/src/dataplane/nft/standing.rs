@@ -7,8 +7,11 @@ use super::chains::Definition;
 use super::chains::Point::{Forward, Input, Output, Postrouting, Prerouting};
 use super::elements::Set;
 use super::rule::{Key, Rule, Statement, Target, Value};
-use super::skeleton::{Duty, MARK_CHAIN, REJECT_CHAIN, Skeleton};
+use super::skeleton::{Duty, MARK_CHAIN, REJECT_CHAIN, SAME_DEVICE, Skeleton};
 use crate::model::Protocol;
+
+/// The chain that refuses what is for another machine.
+const FORWARDED: &str = "refuse-forwarded";
 
 /// The lowest port that needs no privileges: clients with a lower one get a lower one.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
@@ -20,10 +23,10 @@ pub(super) fn chains(skeleton: &Skeleton) -> Vec<Definition> {
             balance(),
             masquerade(skeleton.mark()),
             remember(),
-            filters(),
+            filters(skeleton),
         ]
         .concat(),
-        Duty::Refuse => filters_alone(),
+        Duty::Refuse => filters_alone(skeleton),
     };
     chains.push(Definition::new(
         REJECT_CHAIN,
@@ -123,7 +126,7 @@ fn remember() -> Vec<Definition> {
 }
 
 /// The chains that refuse and drop, beside those that balance.
-fn filters() -> Vec<Definition> {
+fn filters(skeleton: &Skeleton) -> Vec<Definition> {
     let new = |chain| {
         let then = Statement::Goto(Target::Standing(chain));
         vec![Rule(vec![Statement::New, then])]
@@ -140,18 +143,19 @@ fn filters() -> Vec<Definition> {
         Definition::new("guard", vec![guard()]),
         Definition::at((Filter, Input, -110), "filter-input", new("refuse"))
             .for_readers("After the translation: what no Service took."),
-        Definition::at((Filter, Forward, -110), "filter-forward", new("refuse")),
+        Definition::at((Filter, Forward, -110), "filter-forward", new(FORWARDED)),
         Definition::at((Filter, Output, -90), "filter-output", new("refuse")),
         Definition::new(
             "refuse",
             [vec![at_addresses, at_node_ports], unserved()].concat(),
         ),
+        forwarded(skeleton),
     ]
 }
 
 /// The chains that refuse and drop, where others balance: what those serve has another destination before it comes here. Packets of
 /// connections that are open pass one chain, and two rules of it.
-fn filters_alone() -> Vec<Definition> {
+fn filters_alone(skeleton: &Skeleton) -> Vec<Definition> {
     let only_new = |chain| {
         let open = vec![
             Statement::Is(Protocol::Tcp),
@@ -172,7 +176,7 @@ fn filters_alone() -> Vec<Definition> {
         Definition::at(
             (Filter, Forward, -110),
             "filter-forward",
-            only_new("refuse"),
+            only_new(FORWARDED),
         ),
         Definition::at(
             (Filter, Output, -90),
@@ -188,7 +192,34 @@ fn filters_alone() -> Vec<Definition> {
             "refuse",
             [vec![guard(), at_addresses, refused], unserved()].concat(),
         ),
+        forwarded(skeleton),
     ]
+}
+
+/// The chain that refuses what is for another machine. A load-balancer or external address may be that of one, so what was sent there is
+/// refused only where it would go back by the device that it came in by: whoever sent it takes this node for the address.
+fn forwarded(skeleton: &Skeleton) -> Definition {
+    let refuse = Rule(vec![Statement::Jump(Target::Standing("refuse"))]);
+    let mut rules = vec![refuse];
+    if skeleton.rejects_unused_ports() {
+        let outer = is_in(&[Value::Destination], Set::OuterAddresses);
+        let pair = |second| vec![Value::IncomingDevice, second];
+        let add = Statement::Update {
+            map: SAME_DEVICE,
+            key: pair(Value::IncomingDevice),
+            data: Vec::new(),
+            seconds: 60,
+        };
+        let goes_back = Statement::Member {
+            key: pair(Value::OutgoingDevice),
+            set: SAME_DEVICE,
+            wanted: true,
+        };
+        let reject = Statement::Goto(Target::Standing(REJECT_CHAIN));
+        rules.push(Rule(vec![outer, add, goes_back, reject]));
+    }
+    Definition::new(FORWARDED, rules)
+        .for_readers("Ports that no Service has, at addresses of Services that are routed here.")
 }
 
 /// The rule that stops sources which may not call an address.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::diff::{Change, Slot, Verdict};
 use crate::model::{AffinityTimeout, Frontend, Protocol};
-use crate::plan::{self, Detector, Member, PlanConfig, PodNetworks};
+use crate::plan::{self, Affinity, Detector, Member, PlanConfig, PodNetworks};
 use crate::testing::{any_service, any_service_cidr, any_slice, backend, ip, plan_config, port};
 use decode::Reading;
 use elements::Set;
@@ -20,6 +20,7 @@ fn config(v4: Detector, masquerade_bit: u8) -> SkeletonConfig {
             v6: Detector::None,
         },
         masquerade_bit,
+        rejects_unused_ports: true,
     }
 }
 
@@ -36,6 +37,10 @@ fn a_version_changes_with_the_program_and_only_then() {
         config(interface("cbr0", false), 14),
         config(interface("cbr0", true), 14),
         config(interface("cbr1", true), 14),
+        SkeletonConfig {
+            rejects_unused_ports: false,
+            ..config(Detector::None, 14)
+        },
     ];
     let versions = |family| -> BTreeSet<String> {
         let skeletons = configs.iter().map(|c| Skeleton::new(family, c));
@@ -43,7 +48,7 @@ fn a_version_changes_with_the_program_and_only_then() {
     };
     assert_eq!(versions(Family::V4).len(), configs.len());
     // The other family's detector has no part in it.
-    assert_eq!(versions(Family::V6).len(), 2);
+    assert_eq!(versions(Family::V6).len(), 3);
     assert!(versions(Family::V4).is_disjoint(&versions(Family::V6)));
     let again = Skeleton::new(Family::V4, &configs[0]);
     assert!(versions(Family::V4).contains(again.version()));
@@ -113,31 +118,68 @@ proptest! {
     }
 }
 
-/// A front end that keeps its clients, and what is remembered of one of them.
-fn sticky() -> (Held, Frontend, impl Fn(&str, &str) -> decode::Choice) {
-    let frontend = Frontend::Address {
+/// A Service port with a front end at its ClusterIP and a NodePort, which keep their clients, and what is remembered of one of those.
+struct Sticky {
+    held: Held,
+    cluster_ip: Frontend,
+    node_port: Frontend,
+}
+
+const NODE: &str = "192.168.0.2";
+
+fn sticky(is_mixed: bool) -> Sticky {
+    let cluster_ip = Frontend::Address {
         ip: ip("10.96.0.1"),
         protocol: Protocol::Tcp,
         port: port(80),
     };
-    let mut held = Held::default();
-    held.set_verdict(frontend, Some(verdict(2, AffinityTimeout::new(60))));
-    let backends = ["10.1.0.1:80", "10.1.0.2:80"].map(backend);
-    for (index, backend) in (0..).zip(backends) {
-        held.set_backend(Slot { frontend, index }, Some(backend));
-    }
-    let choice = |called: &str, to: &str| decode::Choice {
-        key: Vec::new(),
-        called: ip(called),
+    let node_port = Frontend::NodePort {
+        family: Family::V4,
         protocol: Protocol::Tcp,
-        port: port(80),
-        backend: backend(to),
-        left: std::time::Duration::from_secs(60),
+        port: port(30_080),
     };
-    (held, frontend, choice)
+    let mut held = Held::default();
+    for frontend in [cluster_ip, node_port] {
+        held.set_verdict(
+            frontend,
+            Some(verdict(2, affinity(cluster_ip, is_mixed, 60))),
+        );
+        let backends = ["10.1.0.1:80", "10.1.0.2:80"].map(backend);
+        for (index, backend) in (0..).zip(backends) {
+            held.set_backend(Slot { frontend, index }, Some(backend));
+        }
+    }
+    held.members.insert(Member::NodePortAddress(ip(NODE)));
+    Sticky {
+        held,
+        cluster_ip,
+        node_port,
+    }
 }
 
-fn verdict(count: u16, affinity: Option<AffinityTimeout>) -> Verdict {
+/// A client that was sent somewhere, by the address and port under which it is remembered.
+fn choice(called: &str, to: &str) -> decode::Choice {
+    let called: std::net::SocketAddr = called.parse().unwrap();
+    decode::Choice {
+        key: Vec::new(),
+        client: ip("10.9.0.9"),
+        called: called.ip(),
+        protocol: Protocol::Tcp,
+        port: port(called.port()),
+        backend: backend(to),
+        left: std::time::Duration::from_secs(60),
+    }
+}
+
+fn affinity(key: Frontend, is_mixed: bool, seconds: u32) -> Option<Affinity> {
+    Some(Affinity {
+        timeout: AffinityTimeout::new(seconds)?,
+        key,
+        is_mixed,
+    })
+}
+
+fn verdict(count: u16, affinity: Option<Affinity>) -> Verdict {
     Verdict::Balance {
         policy: plan::Policy::Cluster,
         count,
@@ -146,76 +188,153 @@ fn verdict(count: u16, affinity: Option<AffinityTimeout>) -> Verdict {
     }
 }
 
-#[test]
-fn a_client_is_forgotten_when_its_back_end_leaves() {
-    let (held, frontend, choice) = sticky();
-    let change = |index, from: Option<&str>, to: Option<&str>| Change {
+/// The second back end of a front end takes the place of the first, which leaves.
+fn first_leaves(frontend: Frontend) -> Vec<Change<Slot, plan::Backend>> {
+    let change = |index, from, to: Option<&str>| Change {
         key: Slot { frontend, index },
-        from: from.map(backend),
+        from: Some(backend(from)),
         to: to.map(backend),
     };
-    // The second back end takes the place of the first, which leaves.
+    vec![
+        change(0, "10.1.0.1:80", Some("10.1.0.2:80")),
+        change(1, "10.1.0.2:80", None),
+    ]
+}
+
+#[test]
+fn a_client_is_forgotten_when_its_back_end_leaves() {
+    let Sticky {
+        held,
+        cluster_ip,
+        node_port,
+    } = sticky(false);
     let delta = Delta {
-        backends: vec![
-            change(0, Some("10.1.0.1:80"), Some("10.1.0.2:80")),
-            change(1, Some("10.1.0.2:80"), None),
-        ],
+        backends: [first_leaves(cluster_ip), first_leaves(node_port)].concat(),
         ..Delta::default()
     };
     let forgotten = Forgotten::by(&held, &delta);
-    assert!(forgotten.contains(&choice("10.96.0.1", "10.1.0.1:80")));
-    assert!(!forgotten.contains(&choice("10.96.0.1", "10.1.0.2:80")));
-    assert!(!forgotten.contains(&choice("10.96.0.2", "10.1.0.1:80")));
+    assert!(forgotten.contains(&choice("10.96.0.1:80", "10.1.0.1:80")));
+    assert!(!forgotten.contains(&choice("10.96.0.1:80", "10.1.0.2:80")));
+    assert!(!forgotten.contains(&choice("10.96.0.2:80", "10.1.0.1:80")));
     let another = Delta {
-        backends: vec![change(2, None, Some("10.1.0.3:80"))],
+        backends: vec![Change {
+            key: Slot {
+                frontend: cluster_ip,
+                index: 2,
+            },
+            from: None,
+            to: Some(backend("10.1.0.3:80")),
+        }],
         ..Delta::default()
     };
     assert!(Forgotten::by(&held, &another).is_empty());
 }
 
 #[test]
-fn all_clients_are_forgotten_when_affinity_ends() {
-    let (held, frontend, choice) = sticky();
-    let with = AffinityTimeout::new(60);
-    let becomes = |to| {
-        let from = Some(verdict(2, with));
-        let rules = vec![Change {
-            key: frontend,
-            from,
-            to,
-        }];
-        let delta = Delta {
-            rules,
-            ..Delta::default()
-        };
-        Forgotten::by(&held, &delta).contains(&choice("10.96.0.1", "10.1.0.2:80"))
+fn front_ends_with_other_back_ends_are_remembered_by_themselves() {
+    let Sticky {
+        held,
+        cluster_ip,
+        node_port,
+    } = sticky(true);
+    let of = |frontend| Delta {
+        backends: first_leaves(frontend),
+        ..Delta::default()
     };
-    assert!(becomes(Some(verdict(2, None))));
-    assert!(becomes(Some(Verdict::Reject)));
-    assert!(becomes(None));
-    assert!(!becomes(Some(verdict(3, with))), "one more back end");
-    assert!(!becomes(Some(verdict(2, AffinityTimeout::new(61)))));
+    let at_node_port = choice(&format!("{NODE}:30080"), "10.1.0.1:80");
+    let at_cluster_ip = choice("10.96.0.1:80", "10.1.0.1:80");
+    let left_node_port = Forgotten::by(&held, &of(node_port));
+    assert!(left_node_port.contains(&at_node_port));
+    assert!(!left_node_port.contains(&at_cluster_ip));
+    let left_cluster_ip = Forgotten::by(&held, &of(cluster_ip));
+    assert!(!left_cluster_ip.contains(&at_node_port));
+    assert!(left_cluster_ip.contains(&at_cluster_ip));
+    let kept = forget::kept(&[at_node_port, at_cluster_ip], &held);
+    assert_eq!(kept.len(), 2);
 }
 
 #[test]
-fn what_is_remembered_is_known_by_its_front_end_and_back_end() {
-    let (mut held, frontend, choice) = sticky();
+fn all_clients_are_forgotten_when_affinity_ends() {
+    let Sticky {
+        held,
+        cluster_ip,
+        node_port,
+    } = sticky(false);
+    let with = |seconds| affinity(cluster_ip, false, seconds);
+    let becomes = |frontends: &[Frontend], to| {
+        let rules = frontends.iter().map(|key| Change {
+            key: *key,
+            from: Some(verdict(2, with(60))),
+            to,
+        });
+        let delta = Delta {
+            rules: rules.collect(),
+            ..Delta::default()
+        };
+        Forgotten::by(&held, &delta).contains(&choice("10.96.0.1:80", "10.1.0.2:80"))
+    };
+    let both = [cluster_ip, node_port];
+    assert!(becomes(&both, Some(verdict(2, None))));
+    assert!(becomes(&both, Some(Verdict::Reject)));
+    assert!(becomes(&both, None));
+    assert!(!becomes(&[node_port], None), "only the NodePort is gone");
+    assert!(
+        !becomes(&both, Some(verdict(3, with(60)))),
+        "one more back end"
+    );
+    assert!(!becomes(&both, Some(verdict(2, with(61)))));
+}
+
+#[test]
+fn what_is_remembered_is_known_by_its_key_and_back_end() {
+    let Sticky {
+        mut held,
+        cluster_ip,
+        node_port,
+    } = sticky(false);
     let known =
         |held: &Held, called, to| !Forgotten::unknown_to(held).contains(&choice(called, to));
-    assert!(known(&held, "10.96.0.1", "10.1.0.1:80"));
-    assert!(!known(&held, "10.96.0.1", "10.1.0.3:80"));
-    assert!(!known(&held, "192.168.0.2", "10.1.0.1:80"));
-    let node_port = Frontend::NodePort {
-        family: Family::V4,
-        protocol: Protocol::Tcp,
-        port: port(80),
+    assert!(known(&held, "10.96.0.1:80", "10.1.0.1:80"));
+    assert!(!known(&held, "10.96.0.1:80", "10.1.0.3:80"));
+    assert!(!known(&held, "192.168.0.2:30080", "10.1.0.1:80"));
+    held.set_verdict(cluster_ip, Some(verdict(2, None)));
+    assert!(
+        known(&held, "10.96.0.1:80", "10.1.0.1:80"),
+        "by the NodePort"
+    );
+    held.set_verdict(node_port, Some(verdict(2, None)));
+    assert!(!known(&held, "10.96.0.1:80", "10.1.0.1:80"));
+}
+
+#[test]
+fn clients_of_another_table_are_kept_by_the_key_of_their_service_port() {
+    let Sticky {
+        held, cluster_ip, ..
+    } = sticky(false);
+    let at_node_port = format!("{NODE}:30080");
+    let kept = |choices: &[decode::Choice]| -> Vec<plan::Backend> {
+        let kept = forget::kept(choices, &held);
+        assert!(kept.iter().all(|kept| kept.key == cluster_ip));
+        kept.into_iter().map(|kept| kept.backend).collect()
     };
-    let entry = held.entries[&frontend].clone();
-    held.entries.insert(node_port, entry);
-    assert!(!known(&held, "192.168.0.2", "10.1.0.1:80"));
-    held.members
-        .insert(Member::NodePortAddress(ip("192.168.0.2")));
-    assert!(known(&held, "192.168.0.2", "10.1.0.1:80"));
-    held.set_verdict(frontend, Some(verdict(2, None)));
-    assert!(!known(&held, "10.96.0.1", "10.1.0.1:80"));
+    let mut old = choice(&at_node_port, "10.1.0.1:80");
+    assert_eq!(kept(&[old.clone()]), [backend("10.1.0.1:80")]);
+    // What the shared key has counts more, and else what was chosen last.
+    let shared = choice("10.96.0.1:80", "10.1.0.2:80");
+    assert_eq!(kept(&[old.clone(), shared]), [backend("10.1.0.2:80")]);
+    old.left /= 2;
+    let later = choice(&at_node_port, "10.1.0.2:80");
+    assert_eq!(kept(&[later, old]), [backend("10.1.0.2:80")]);
+    let none = ["10.96.0.1:81", "10.9.9.9:30080"].map(|called| choice(called, "10.1.0.1:80"));
+    assert_eq!(kept(&none), []);
+    assert_eq!(
+        kept(&[choice("10.96.0.1:80", "10.1.0.9:80")]),
+        [],
+        "it is gone"
+    );
+    // None stays longer than a new connection would have it remembered.
+    let mut ancient = choice("10.96.0.1:80", "10.1.0.1:80");
+    ancient.left *= 100;
+    let left = forget::kept(&[ancient], &held)[0].left;
+    assert_eq!(left, std::time::Duration::from_secs(60));
 }

@@ -32,6 +32,7 @@ fn run_for(output: Output, only: Option<ObjectName>, objects: &Objects) -> DryRu
                 v6: Detector::None,
             },
             masquerade_bit: 14,
+            rejects_unused_ports: true,
         },
         backend: Backend::Ebpf,
         table_size: TableSize::DEFAULT,
@@ -197,4 +198,35 @@ fn an_address_that_is_there_twice_is_served_in_any_order_of_slices() {
             assert!(text.contains(served), "{served} in {text}");
         }
     }
+}
+
+#[test]
+fn no_text_of_the_input_becomes_a_command() {
+    let mut objects = objects();
+    let evil = "x\nadd table ip evil\r\u{85}\u{2028}";
+    for service in &mut objects.services {
+        let spec = service.spec.as_mut().unwrap();
+        spec.external_name = spec.external_name.take().map(|name| name + evil);
+        spec.type_.get_or_insert_with(|| evil.to_owned());
+        service.metadata.name = service.metadata.name.take().map(|name| name + evil);
+    }
+    for slice in &mut objects.slices {
+        slice
+            .metadata
+            .labels
+            .as_mut()
+            .unwrap()
+            .values_mut()
+            .for_each(|name| name.push_str(evil));
+        for endpoint in slice.endpoints.iter_mut().flatten() {
+            endpoint.hostname = endpoint.hostname.take().map(|name| name + evil);
+        }
+    }
+    let text = run(&objects).text;
+    let commands = text.lines().filter(|line| line.starts_with("add table"));
+    assert_eq!(
+        commands.collect::<Vec<_>>(),
+        ["add table ip proxyd", "add table ip6 proxyd"]
+    );
+    assert!(text.contains("evil"), "the text is there, as a comment");
 }

@@ -157,10 +157,38 @@ fn a_flow_goes_where_it_always_went() {
     // Nodes of different versions choose alike, and so do processors of different byte order.
     let table = Table::of(set(5), SIZE);
     let hash = bpf::hash_of_flow(&backend(1).address, [40_000_u16.to_be(), 80_u16.to_be()], 6);
-    let client = bpf::hash_of_client(&backend(1).address);
+    let service = bpf::FrontendKey {
+        address: backend(7).address,
+        port: 80_u16.to_be(),
+        protocol: 6,
+        kind: bpf::AT_ADDRESS,
+    };
+    let client = bpf::hash_of_client(&backend(1).address, &service);
     let hosts = [hash, client].map(|hash| table.get(hash).address.0[12..].to_vec());
-    assert_eq!((hash, client), (2_613_359_590, 2_884_784_415));
-    assert_eq!(hosts, [vec![10, 0, 1, 2], vec![10, 0, 0, 2]]);
+    assert_eq!((hash, client), (2_613_359_590, 93_437_545));
+    assert_eq!(hosts, [vec![10, 0, 1, 2], vec![10, 0, 2, 2]]);
+}
+
+#[test]
+fn two_services_choose_independently_for_a_client() {
+    let table = Table::of(set(5), SIZE);
+    let service = |number, port: u16| bpf::FrontendKey {
+        address: backend(number).address,
+        port: port.to_be(),
+        protocol: 6,
+        kind: bpf::AT_ADDRESS,
+    };
+    let [one, address, port] = [service(7, 80), service(8, 80), service(7, 81)];
+    for other in [address, port] {
+        let is_same = |client: &u32| {
+            let source = backend(1_000 + *client).address;
+            let [one, other] =
+                [one, other].map(|key| table.get(bpf::hash_of_client(&source, &key)));
+            one == other
+        };
+        let same = (0..1_000).filter(is_same).count();
+        assert!((150..250).contains(&same), "{same} of 1,000 clients");
+    }
 }
 
 #[test]
