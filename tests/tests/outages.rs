@@ -147,7 +147,7 @@ fn rules_of_an_earlier_agent_serve_while_the_server_is_away_at_the_start(options
 
     let agent = site.start_agent();
     // What is wrong with the server is said once, and not once for each kind, with its address.
-    let away = "no answer from the API server";
+    let away = "WARN no answer from the API server";
     let said = agent.wait_for_log(away, PATIENCE);
     assert!(
         said.contains("; trying again at http://127.0.0.1:"),
@@ -305,7 +305,8 @@ fn a_cluster_out_of_a_backup_is_taken_for_what_it_is(options: Options) {
     let agent = fixture.start_in_sync(&[]);
     assert_eq!(served(&fixture), 40);
     fixture.server.stop();
-    agent.wait_for_log("no answer from the API server", PATIENCE);
+    // Each kind is told of for those who debug.
+    agent.wait_for_log("watching services: no answer from the API server", PATIENCE);
     fixture
         .server
         .delete(Resource::Services, "default", "web-0");

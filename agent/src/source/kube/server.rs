@@ -97,11 +97,10 @@ impl Server {
         let mut away = self.away();
         let is_known = away.iter().any(|(known, _)| *known == sort);
         away.insert((sort, what));
-        if is_known {
-            debug!("watching {what}: {why}; trying again{at}");
-        } else {
+        if !is_known {
             warn!("{why}; trying again{at}{advice}");
         }
+        debug!("watching {what}: {why}; trying again{at}");
     }
 
     /// Tells that a kind of object can be had again, after trouble with it (`of_kind`), or with the server.
