@@ -65,7 +65,9 @@ fn a_service_may_have_none_to_five_thousand_endpoints() {
     let mut fewer = objects.clone();
     fewer[1]["endpoints"].as_array_mut().unwrap().remove(0);
     world.write(&fewer);
-    world.agent.wait_for_log("IPv4: 3 changes,", MUCH_PATIENCE);
+    world
+        .agent
+        .wait_for_log("IPv4: 3 changes of ", MUCH_PATIENCE);
 }
 
 #[test]
