@@ -172,12 +172,12 @@ impl Cast {
     pub fn is_routed_here(&self, address: IpAddr) -> bool {
         let client = &self.cluster.client;
         let networks = [SERVICE_CIDRS, LOAD_BALANCER_CIDRS, EXTERNAL_CIDRS];
-        let mut networks = networks.iter().flatten();
-        let is_in = |network: &&str| {
+        let mut networks = networks.into_iter().flatten();
+        let is_in = |network: &str| {
             let network: IpNet = network.parse().expect("a network");
             network.contains(&address)
         };
-        ![client.v4, client.v6].contains(&address) && networks.any(|network| is_in(&network))
+        ![client.v4, client.v6].contains(&address) && networks.any(is_in)
     }
 
     /// The interface of node-1 by which a member's packets come in; `None` for that node itself.
