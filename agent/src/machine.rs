@@ -65,8 +65,10 @@ struct Repairs {
     pending: bool,
     /// When a change was heard of last, or put right.
     last: Option<Uptime>,
-    /// How many repairs were made in this burst.
+    /// How many repairs were made in this burst, or tried.
     made: u32,
+    /// It was said that one was made.
+    told: bool,
     /// The pause after the last one.
     rest: Duration,
     /// Before this, none is made.
@@ -158,7 +160,10 @@ impl Machine {
                 let repairs = self.repairs.get_mut(family);
                 repairs.made(family, synced, now);
             }
-            Err(error) => retry.note(family, error, now, self.seed),
+            Err(error) => {
+                retry.note(family, error, now, self.seed);
+                self.repairs.get_mut(family).failed(family, now);
+            }
         }
         result
     }
@@ -215,11 +220,22 @@ impl Repairs {
         if !std::mem::take(&mut self.pending) {
             return;
         }
-        self.made += 1;
-        self.last = Some(now);
-        if self.made == 1 {
+        if !std::mem::replace(&mut self.told, true) {
             info!("{family}: put right what others changed: {synced}");
         }
+        self.count(family, now);
+    }
+
+    /// Takes note of a repair that failed: it may have been made, and undone before it was read back.
+    fn failed(&mut self, family: Family, now: Uptime) {
+        if self.pending {
+            self.count(family, now);
+        }
+    }
+
+    fn count(&mut self, family: Family, now: Uptime) {
+        self.made += 1;
+        self.last = Some(now);
         if self.made >= PROMPT_REPAIRS {
             self.rest = (self.rest * 2).clamp(FIRST_REST, LONGEST_REST);
             self.rest_until = now.after(self.rest);

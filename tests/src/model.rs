@@ -313,7 +313,7 @@ impl Web {
             if self.is_sticky(number) {
                 put(affinities, format!("{key} : goto {remember}"));
                 if ip.is_none() {
-                    let shared = format!("{cluster_ip} . {protocol} . 80");
+                    let shared = format!("{protocol} . {cluster_ip} . {protocol} . 80");
                     put("node-port-affinity-keys", format!("{key} : {shared}"));
                 }
             }

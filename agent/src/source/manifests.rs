@@ -294,8 +294,12 @@ impl Watched {
         let mut whole = false;
         let mut is_first = true;
         loop {
+            let is_again = !std::mem::take(&mut is_first);
+            if is_again {
+                debug!("files changed; reading all manifests again");
+            }
             let reading = self.manifests.read();
-            if !std::mem::take(&mut is_first) {
+            if is_again {
                 log_changes(&reading.changes);
             }
             log_errors(&reported, &reading.errors);

@@ -182,7 +182,7 @@ fn a_slow_disk_delays_what_is_on_it_and_nothing_else() {
     fs::rename(&beside, &file).unwrap();
     world
         .agent
-        .wait_for_log("manifests changed; reading all of them again", PATIENCE);
+        .wait_for_log("files changed; reading all manifests again", PATIENCE);
     // It reads now, and has not read: it answers, and so do the pods that it knew of.
     for path in ["/healthz", "/livez"] {
         assert_eq!(health(node, path).unwrap().0, 200, "{path}");

@@ -65,7 +65,8 @@ fn a_protocol_that_a_service_has_not_is_no_ones() {
 | pod → ClusterIP/UDP                            | all       |
 | client → NodePort/UDP, LB/UDP                  | all M     |
 | pod, client → ClusterIP/TCP, ClusterIP/SCTP    | refused   |
-| client → LB/TCP, LB/SCTP, NodePort/TCP         | unserved  |
+| client → LB/TCP, LB/SCTP                       | refused   |
+| client → NodePort/TCP                          | unserved  |
 ";
     Scene::across(ARGS, services, table).check();
 }
