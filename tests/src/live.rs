@@ -120,12 +120,22 @@ impl Live {
     pub fn expect_planned_tables(&self) {
         for (is, planned) in self.tables().iter().zip(&self.planned_tables()) {
             let [mut there, mut wanted] = [is, planned].map(Table::without_places);
+            // nft cannot load rules that look a client up by another front end's key, or remember it so: they are
+            // comments in the text, as is what leads to chains of nothing else.
+            for elements in there.values_mut() {
+                elements.retain(|element| !element.contains(": goto remember-node-port-"));
+            }
             for elements in [&mut there, &mut wanted] {
                 elements.remove("affinity");
             }
             assert_eq!(there, wanted);
             for (name, rules) in &planned.chains {
-                assert_eq!(is.chains.get(name), Some(rules), "chain {name}");
+                let mut there = is.chains.get(name).cloned();
+                if name.ends_with("-shared") {
+                    let there = there.as_mut().expect("the chain is there");
+                    there.retain(|rule| !rule.ends_with("map @affinity"));
+                }
+                assert_eq!(there.as_ref(), Some(rules), "chain {name}");
             }
             assert_eq!(is.skeleton(), planned.skeleton());
         }
