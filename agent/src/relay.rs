@@ -12,7 +12,7 @@ mod connection;
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustix::process::{Resource, getrlimit};
@@ -150,11 +150,8 @@ fn places(ports: &LocalNodePorts) -> BTreeSet<Place> {
     let relayed = ports.relayed.iter();
     relayed
         .map(|((family, port), relayed)| {
-            let ip = match family {
-                Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            };
-            (relayed.service.clone(), SocketAddr::new(ip, port.get()))
+            let address = SocketAddr::new(family.loopback(), port.get());
+            (relayed.service.clone(), address)
         })
         .collect()
 }

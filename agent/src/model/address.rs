@@ -1,7 +1,7 @@
 //! Address families, transport protocols and ports: the vocabulary that every other type uses.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 
 /// A port number, 1 to 65535. Port 0 never names a service.
@@ -26,6 +26,14 @@ impl Family {
             Self::V4
         } else {
             Self::V6
+        }
+    }
+
+    /// The loopback address of the family: 127.0.0.1 or `::1`.
+    pub const fn loopback(self) -> IpAddr {
+        match self {
+            Self::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            Self::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which of the node's addresses have NodePorts, as `--nodeport-addresses` says it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -46,10 +46,6 @@ impl NodePortAddresses {
 
     /// The loopback address of a family, where it was asked for.
     pub fn loopback(&self, family: Family) -> Option<IpAddr> {
-        let address = match family {
-            Family::V4 => IpAddr::V4(Ipv4Addr::LOCALHOST),
-            Family::V6 => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        };
-        self.localhost.get(family).then_some(address)
+        self.localhost.get(family).then(|| family.loopback())
     }
 }

@@ -1,6 +1,7 @@
 //! The relay at the loopback address, with endpoints of the tests' own.
 
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
