@@ -5,7 +5,7 @@
 //! has a listener, which follows the published [`LocalNodePorts`]. A NodePort without endpoints has none, and refuses at once.
 //!
 //! Connections live on when their listener goes, as those that rules translate do. There is a bound on all of them: past
-//! it, clients wait in the listeners' backlogs.
+//! it, clients wait, one of each NodePort accepted and the others in the listeners' backlogs.
 
 mod choice;
 mod connection;
@@ -169,8 +169,6 @@ async fn relay(
     loop {
         let never_closed = "nobody closes the budget";
         let one = of_one.clone().acquire_owned().await.expect(never_closed);
-        let budget = shared.budget.clone();
-        let all = budget.acquire_owned().await.expect(never_closed);
         let client = match listener.accept().await {
             Ok((client, _)) => client,
             Err(error) if is_of_the_client(&error) => continue,
@@ -180,6 +178,9 @@ async fn relay(
                 continue;
             }
         };
+        // Not before somebody has come: a listener that waits must not take a part of what all share.
+        let budget = shared.budget.clone();
+        let all = budget.acquire_owned().await.expect(never_closed);
         let port = Port::new(address.port()).and_then(|port| {
             let ports = ports.borrow();
             ports.relayed.get(&(family, port)).cloned()

@@ -28,11 +28,17 @@ struct World {
 
 impl World {
     fn new(patience: Patience) -> Self {
+        Self::with(patience, MOST_CONNECTIONS)
+    }
+
+    /// A relay that has this many connections at most.
+    fn with(patience: Patience, connections: usize) -> Self {
         let (publish, ports) = watch::channel(LocalNodePorts::default());
         let (send, reports) = mpsc::unbounded_channel();
         let metrics = Arc::new(Metrics::default());
         let node = "node-1".to_owned();
-        let relay = Relay::new(ports, metrics.clone(), patience, node, Some(send));
+        let mut relay = Relay::new(ports, metrics.clone(), patience, node, Some(send));
+        relay.shared.budget = Arc::new(Semaphore::new(connections));
         Self {
             publish,
             metrics,
@@ -193,6 +199,34 @@ async fn a_dead_endpoint_is_passed_over_and_without_another_the_client_is_reset(
     };
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     world.counts("failures_total{ip_family=\"IPv4\"} 1").await;
+}
+
+#[tokio::test]
+async fn ports_that_nobody_calls_take_no_part_of_the_bound() {
+    let world = World::with(Patience::default(), 1);
+    let (endpoint, listener) = endpoint("127.0.0.1").await;
+    let ports = [free("127.0.0.1"), free("127.0.0.1"), free("127.0.0.1")];
+    for at in ports {
+        world.set(at, &[endpoint]);
+    }
+    // Each in turn, while the others wait.
+    for at in ports {
+        let client = connected(at).await;
+        let mut server = accepted(&listener).await;
+        drop(client);
+        assert_eq!(read_all(&mut server).await.unwrap(), "");
+    }
+    // One that comes while there is another is served when that has ended.
+    let first = connected(ports[0]).await;
+    let mut to_first = accepted(&listener).await;
+    let _second = connected(ports[1]).await;
+    world
+        .counts("active_connections{ip_family=\"IPv4\"} 1")
+        .await;
+    drop(first);
+    assert_eq!(read_all(&mut to_first).await.unwrap(), "");
+    drop(to_first);
+    accepted(&listener).await;
 }
 
 #[tokio::test]
